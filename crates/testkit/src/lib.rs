@@ -1,1 +1,23 @@
-//! aquifer-testkit
+//! What the tests and the demo stand on: a live guest, servers to read from, a checker that can fail.
+//!
+//! The guest is a real QEMU with a real kernel whose program writes a history that [`pattern`] fixes in advance, and
+//! [`check()`] proves which moment of that history a set of images is. Nothing in this crate is part of the product,
+//! and it links none of the product's crates: what proves a backup must not share code with what makes it.
+//!
+//! Every process started here ends with the value that started it, and dies by itself after a hard limit of time.
+
+pub mod pattern;
+pub mod process;
+pub mod tools;
+
+mod check;
+mod disk;
+mod guest;
+mod initramfs;
+mod qmp;
+
+pub use check::{Flaw, Moment, check};
+pub use disk::{Disk, Format};
+pub use guest::{Guest, GuestOptions};
+pub use qmp::Qmp;
+pub use tempfile::{TempDir, tempdir};

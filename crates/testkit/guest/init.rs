@@ -1,0 +1,196 @@
+//! The program that runs in the test guest, as its first and only process.
+//!
+//! It loads the kernel modules that the initramfs carries, waits for the disks that the kernel command line announces,
+//! and writes the history of [`pattern`] to them, one write at a time, each straight to the device. On the serial
+//! console it reports `SEQ n` (write n has completed), and `FAIL why` before it gives up; the kernel then panics and
+//! QEMU ends. It is compiled by itself, without dependencies, into a static executable.
+//!
+//! Invariant: write n + 1 is not issued before write n has completed.
+
+#[path = "../src/pattern.rs"]
+#[allow(dead_code, reason = "what only the checker needs")]
+mod pattern;
+
+use std::ffi::{CStr, c_char, c_int, c_long, c_ulong, c_void};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pattern::{BLOCK, Content, DATA_BLOCKS_MAX, Pattern, Write};
+
+/// How often the console hears of progress: often enough for a narrow window, seldom enough not to slow the writes.
+const REPORT_EVERY: Duration = Duration::from_millis(50);
+/// How long the disks may take to appear.
+const DISKS_WITHIN: Duration = Duration::from_secs(30);
+
+const O_DIRECT: i32 = 0o40000;
+const SYS_FINIT_MODULE: c_long = 313;
+const MODULE_INIT_COMPRESSED_FILE: c_int = 4;
+const BLKDISCARD: c_ulong = 0x1277;
+const BLKZEROOUT: c_ulong = 0x127f;
+
+unsafe extern "C" {
+    fn mount(
+        source: *const c_char,
+        target: *const c_char,
+        kind: *const c_char,
+        flags: c_ulong,
+        data: *const c_void,
+    ) -> c_int;
+    fn syscall(number: c_long, ...) -> c_long;
+    fn ioctl(file: c_int, request: c_ulong, ...) -> c_int;
+}
+
+fn main() {
+    // Anywhere else than in a guest of its own this program would mount over and write to what is not the test's.
+    if std::process::id() != 1 {
+        eprintln!("this is the first process of a test guest, and nothing to run by hand");
+        std::process::exit(2);
+    }
+    if let Err(error) = run() {
+        println!("FAIL {error}");
+    }
+}
+
+fn run() -> io::Result<()> {
+    mount_kernel_files()?;
+    let settings = Settings::of_kernel_command_line()?;
+    load_modules(Path::new("/modules"))?;
+    let disks = open_disks(settings.disks)?;
+    let sizes = disks.iter().map(disk_bytes).collect::<io::Result<Vec<_>>>()?;
+    let pattern = Pattern::new(&sizes).ok_or_else(|| io::Error::other("no disks, or one is too small"))?;
+    println!("READY {} disks", disks.len());
+    write_history(&pattern, &disks, &settings)
+}
+
+struct Settings {
+    disks: usize,
+    first_write: u64,
+    writes_per_second: u64,
+}
+
+impl Settings {
+    fn of_kernel_command_line() -> io::Result<Settings> {
+        let line = fs::read_to_string("/proc/cmdline")?;
+        let value = |name: &str| {
+            let found = line.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+            found
+                .and_then(|text| text.parse().ok())
+                .ok_or_else(|| io::Error::other(format!("no {name}= on {line}")))
+        };
+        Ok(Settings {
+            disks: usize::try_from(value("rig.disks")?).map_err(io::Error::other)?,
+            first_write: value("rig.first")?,
+            writes_per_second: value("rig.rate")?,
+        })
+    }
+}
+
+fn mount_kernel_files() -> io::Result<()> {
+    for (kind, target) in [(c"proc", c"/proc"), (c"devtmpfs", c"/dev"), (c"sysfs", c"/sys")] {
+        fs::create_dir_all(Path::new(text(target)))?;
+        // SAFETY: all strings end in zero and live through the call; these file systems take no data.
+        let failed =
+            unsafe { mount(kind.as_ptr(), target.as_ptr(), kind.as_ptr(), 0, std::ptr::null()) } != 0;
+        if failed {
+            return Err(context(io::Error::last_os_error(), text(target)));
+        }
+    }
+    Ok(())
+}
+
+/// Loads every module of the folder, in the order of the names.
+fn load_modules(folder: &Path) -> io::Result<()> {
+    let mut paths = fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
+    paths.sort();
+    for path in paths {
+        let flags =
+            if path.extension().is_some_and(|end| end == "ko") { 0 } else { MODULE_INIT_COMPRESSED_FILE };
+        let file = File::open(&path)?;
+        // SAFETY: the descriptor is open through the call and the parameter string ends in zero.
+        let failed = unsafe { syscall(SYS_FINIT_MODULE, file.as_raw_fd(), c"".as_ptr(), flags) } != 0;
+        if failed {
+            return Err(context(io::Error::last_os_error(), &path.display().to_string()));
+        }
+    }
+    Ok(())
+}
+
+/// Opens `/dev/vda`, `/dev/vdb`, … as soon as they are there.
+fn open_disks(count: usize) -> io::Result<Vec<File>> {
+    let deadline = Instant::now() + DISKS_WITHIN;
+    let open = |letter: char| {
+        let path = format!("/dev/vd{letter}");
+        while !Path::new(&path).exists() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(10));
+        }
+        let file = OpenOptions::new().read(true).write(true).custom_flags(O_DIRECT).open(&path);
+        file.map_err(|error| context(error, &path))
+    };
+    ('a'..='z').take(count).map(open).collect()
+}
+
+fn disk_bytes(mut disk: &File) -> io::Result<u64> {
+    io::Seek::seek(&mut disk, io::SeekFrom::End(0))
+}
+
+fn write_history(pattern: &Pattern, disks: &[File], settings: &Settings) -> io::Result<()> {
+    let mut buffer = Box::new(Aligned([0; DATA_BLOCKS_MAX as usize * BLOCK]));
+    let started = Instant::now();
+    let mut reported = started;
+    let mut console = io::stdout();
+    for seq in settings.first_write.. {
+        let write = pattern.write(seq);
+        issue(pattern, seq, write, &disks[write.disk], &mut buffer.0)
+            .map_err(|error| context(error, &format!("write {seq}, {write:?}")))?;
+        if reported.elapsed() > REPORT_EVERY {
+            reported = Instant::now();
+            console.write_all(format!("SEQ {seq}\n").as_bytes())?;
+        }
+        if let Some(due_ms) = ((seq - settings.first_write) * 1000).checked_div(settings.writes_per_second) {
+            thread::sleep(
+                (started + Duration::from_millis(due_ms)).saturating_duration_since(Instant::now()),
+            );
+        }
+    }
+    Ok(())
+}
+
+fn issue(pattern: &Pattern, seq: u64, write: Write, disk: &File, buffer: &mut [u8]) -> io::Result<()> {
+    let offset = write.block * BLOCK as u64;
+    let bytes = write.blocks * BLOCK as u64;
+    match write.content {
+        Content::Zeroes => range_command(disk, BLKZEROOUT, offset, bytes),
+        Content::Discard => range_command(disk, BLKDISCARD, offset, bytes),
+        Content::Plain | Content::Noise => {
+            let (blocks, _) = buffer[..bytes as usize].as_chunks_mut::<BLOCK>();
+            for (block, content) in (write.block..).zip(blocks) {
+                pattern.fill(seq, block, content);
+            }
+            disk.write_all_at(&buffer[..bytes as usize], offset)
+        }
+    }
+}
+
+fn range_command(disk: &File, request: c_ulong, offset: u64, bytes: u64) -> io::Result<()> {
+    let range = [offset, bytes];
+    // SAFETY: both requests read two 64-bit numbers, which live through the call; the descriptor is open.
+    let failed = unsafe { ioctl(disk.as_raw_fd(), request, range.as_ptr()) } != 0;
+    if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Memory that a device may be written from directly.
+#[repr(align(4096))]
+struct Aligned<const BYTES: usize>([u8; BYTES]);
+
+fn text(name: &'static CStr) -> &'static str {
+    name.to_str().unwrap_or_default()
+}
+
+fn context(error: io::Error, what: &str) -> io::Error {
+    io::Error::new(error.kind(), format!("{what}: {error}"))
+}

@@ -1,0 +1,217 @@
+//! A live guest: QEMU without hardware help, Debian's kernel, and a program that writes a known history to its disks.
+//!
+//! [`Guest`] is ended when it is dropped, and dies by itself after [`GuestOptions::life`]. `/dev/kvm` is never used, so
+//! that it runs the same everywhere.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+
+use crate::disk::Disk;
+use crate::initramfs::Boot;
+use crate::process::{Daemon, wait_for};
+use crate::qmp::Qmp;
+use crate::tools;
+
+/// From the start of QEMU to the first write, on a machine that is busy with other tests.
+const BOOT_WITHIN: Duration = Duration::from_secs(120);
+
+/// How a guest is started.
+#[derive(Clone, Debug)]
+pub struct GuestOptions {
+    /// Writes a second at most, 0 for as many as it can.
+    pub writes_per_second: u64,
+    /// The first write: not 1 when the disks hold the history up to the one before.
+    pub first_write: u64,
+    /// QMP monitors beside the one that the test itself uses.
+    pub monitors: usize,
+    /// Hard limit of the guest's life.
+    pub life: Duration,
+    /// Further arguments for QEMU.
+    pub arguments: Vec<String>,
+}
+
+impl Default for GuestOptions {
+    fn default() -> Self {
+        GuestOptions {
+            writes_per_second: 300,
+            first_write: 1,
+            monitors: 1,
+            life: Duration::from_secs(300),
+            arguments: Vec::new(),
+        }
+    }
+}
+
+/// A running guest that writes to its disks.
+#[derive(Debug)]
+pub struct Guest {
+    qemu: Daemon,
+    qmp: Qmp,
+    folder: PathBuf,
+    disks: Vec<Disk>,
+}
+
+impl Guest {
+    /// Boots a guest with these disks and waits for its first writes. Sockets and logs lie in `folder`.
+    pub fn start(folder: &Path, disks: &[Disk], options: &GuestOptions) -> Result<Guest> {
+        let boot = Boot::prepare()?;
+        let command = command_line(folder, disks, options, &boot)?;
+        // What an earlier guest left here must not be taken for this one's.
+        for name in ["serial.log", "own.qmp"] {
+            if folder.join(name).exists() {
+                fs::remove_file(folder.join(name))?;
+            }
+        }
+        let mut qemu = Daemon::spawn(&command, &folder.join("qemu.log"), options.life)?;
+        let own = folder.join("own.qmp");
+        wait_for("QEMU's monitor", Duration::from_secs(60), || {
+            qemu.ensure_running()?;
+            Ok(own.exists().then_some(()))
+        })?;
+        let qmp = Qmp::connect(&own)?;
+        let mut guest = Guest { qemu, qmp, folder: folder.to_owned(), disks: disks.to_vec() };
+        guest.wait_seq(options.first_write, BOOT_WITHIN)?;
+        Ok(guest)
+    }
+
+    /// The socket of monitor `number`, counted from zero. The test uses none of these itself.
+    pub fn monitor(&self, number: usize) -> PathBuf {
+        monitor_socket(&self.folder, number)
+    }
+
+    /// The test's own monitor.
+    pub fn qmp(&mut self) -> &mut Qmp {
+        &mut self.qmp
+    }
+
+    /// The guest's disks, in its order.
+    pub fn disks(&self) -> &[Disk] {
+        &self.disks
+    }
+
+    /// QEMU itself.
+    pub fn process(&mut self) -> &mut Daemon {
+        &mut self.qemu
+    }
+
+    /// Everything the guest has said on its console.
+    pub fn serial(&self) -> String {
+        let bytes = fs::read(self.folder.join("serial.log")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// The newest write that the guest is known to have completed; 0 before the first report.
+    pub fn seq(&self) -> u64 {
+        reports(&self.serial()).last().unwrap_or(0)
+    }
+
+    /// Waits until write `seq` is known to have completed, and returns the newest one that is.
+    pub fn wait_seq(&mut self, seq: u64, within: Duration) -> Result<u64> {
+        let (qemu, serial) = (&mut self.qemu, self.folder.join("serial.log"));
+        wait_for(&format!("write {seq} of the guest"), within, || {
+            let console = String::from_utf8_lossy(&fs::read(&serial).unwrap_or_default()).into_owned();
+            let failed = console.lines().find(|line| line.contains("FAIL ") || line.contains("Kernel panic"));
+            ensure!(failed.is_none(), "the guest gave up: {}", failed.unwrap_or_default());
+            qemu.ensure_running().with_context(|| format!("its console: {console}"))?;
+            Ok(reports(&console).last().filter(|&newest| newest >= seq))
+        })
+    }
+
+    /// A write that had not completed before this call: the upper end of the window of what happened before it.
+    pub fn next_seq(&mut self) -> Result<u64> {
+        // The first report from now on may speak of a write from before; the guest issues the next one after it.
+        let newest = self.seq();
+        self.wait_seq(newest + 1, Duration::from_secs(60))
+    }
+
+    /// Stops the guest's processor: nothing is written any more.
+    pub fn pause(&mut self) -> Result<()> {
+        self.qmp.execute("stop", json!({})).map(drop)
+    }
+
+    /// Lets a paused guest go on.
+    pub fn resume(&mut self) -> Result<()> {
+        self.qmp.execute("cont", json!({})).map(drop)
+    }
+
+    /// QEMU's word for the state of the guest: `running`, `paused`, `io-error`, …
+    pub fn status(&mut self) -> Result<String> {
+        let answer = self.qmp.execute("query-status", json!({}))?;
+        Ok(answer["status"].as_str().unwrap_or_default().to_owned())
+    }
+
+    /// What a backup has left in QEMU, as [`Qmp::leftovers`].
+    pub fn leftovers(&mut self) -> Result<Vec<String>> {
+        let known: Vec<String> = self.disks.iter().flat_map(Disk::nodes).collect();
+        self.qmp.leftovers(&known)
+    }
+
+    /// Ends QEMU in order, so that its images are whole, and returns the disks.
+    pub fn quit(mut self) -> Result<Vec<Disk>> {
+        self.qmp.execute("quit", json!({}))?;
+        self.qemu.wait(Duration::from_secs(30))?;
+        Ok(self.disks.clone())
+    }
+}
+
+fn command_line(folder: &Path, disks: &[Disk], options: &GuestOptions, boot: &Boot) -> Result<Command> {
+    let mut qemu = Command::new(tools::tool("qemu-system-x86_64")?);
+    if let Some(prefix) = tools::qemu_prefix() {
+        for data in ["usr/share/qemu", "usr/share/seabios"] {
+            qemu.arg("-L").arg(prefix.join(data));
+        }
+    }
+    qemu.args(["-accel", "tcg", "-machine", "pc", "-cpu", "max", "-m", "128"]);
+    qemu.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
+    qemu.args(["-serial", &format!("file:{}", folder.join("serial.log").display())]);
+    qemu.arg("-kernel").arg(&boot.kernel).arg("-initrd").arg(&boot.initramfs);
+    qemu.arg("-append").arg(format!(
+        "console=ttyS0 quiet panic=-1 rig.disks={} rig.first={} rig.rate={}",
+        disks.len(),
+        options.first_write,
+        options.writes_per_second
+    ));
+    let monitors = (0..options.monitors).map(|number| monitor_socket(folder, number));
+    for (number, socket) in monitors.chain([folder.join("own.qmp")]).enumerate() {
+        qemu.args([
+            "-chardev",
+            &format!("socket,id=mon{number},server=on,wait=off,path={}", socket.display()),
+        ]);
+        qemu.args(["-mon", &format!("chardev=mon{number},mode=control")]);
+    }
+    for disk in disks {
+        for document in disk.blockdevs() {
+            qemu.arg("-blockdev").arg(document.to_string());
+        }
+        qemu.args(["-device", &format!("virtio-blk-pci,id={0},drive={0}", disk.name)]);
+    }
+    qemu.args(&options.arguments);
+    Ok(qemu)
+}
+
+fn monitor_socket(folder: &Path, number: usize) -> PathBuf {
+    folder.join(format!("{number}.qmp"))
+}
+
+/// The writes that the console reports. A line still being printed is left out.
+fn reports(console: &str) -> impl Iterator<Item = u64> {
+    let whole = console.rfind('\n').map_or("", |end| &console[..end]);
+    whole.lines().filter_map(|line| line.strip_prefix("SEQ ")?.trim_end().parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::reports;
+
+    #[test]
+    fn a_report_counts_once_its_line_is_whole() {
+        assert_eq!(reports("READY 2 disks\r\nSEQ 12\r\nSEQ 13").last(), Some(12));
+        assert_eq!(reports("SEQ 12\r\nSEQ 1345\r\n").last(), Some(1345));
+        assert_eq!(reports("").last(), None);
+    }
+}

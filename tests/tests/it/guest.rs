@@ -1,0 +1,101 @@
+//! The rig itself: what the checker says of a live guest's disks must be true, and it must be able to say no.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use aquifer_testkit::{Disk, Flaw, Format, Guest, GuestOptions, check, tempdir};
+
+use crate::Outcome;
+
+const DISK_BYTES: u64 = 64 << 20;
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Copies each disk as raw bytes, whoever writes to it at the time.
+fn copy(disks: &[Disk], folder: &Path, name: &str) -> Result<Vec<PathBuf>> {
+    let copy_of = |disk: &Disk| {
+        let target = folder.join(format!("{}-{name}.raw", disk.name));
+        match disk.format {
+            Format::Raw => fs::copy(&disk.path, &target).map(drop)?,
+            Format::Qcow2 => disk.export_raw(&target)?,
+        }
+        Ok(target)
+    };
+    disks.iter().map(copy_of).collect()
+}
+
+#[test]
+#[ignore = "slow group guest"]
+fn disks_copied_while_the_guest_is_paused_are_one_moment() -> Outcome {
+    let folder = tempdir()?;
+    let disks = ["vda", "vdb"].map(|name| Disk::create(folder.path(), name, Format::Raw, DISK_BYTES));
+    let disks = disks.into_iter().collect::<Result<Vec<_>>>()?;
+    let mut guest = Guest::start(folder.path(), &disks, &GuestOptions::default())?;
+    guest.wait_seq(300, 60 * SECOND)?;
+
+    let earliest = guest.seq();
+    guest.pause()?;
+    let images = copy(&disks, folder.path(), "paused")?;
+    guest.resume()?;
+    let latest = guest.next_seq()?;
+
+    let moment = check(&images, earliest..=latest)?;
+    assert!(moment.data_blocks > 1000, "the guest has hardly written: {moment:?}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "slow group guest"]
+fn disks_copied_one_after_the_other_while_the_guest_writes_are_torn() -> Outcome {
+    let folder = tempdir()?;
+    let disks = ["vda", "vdb"].map(|name| Disk::create(folder.path(), name, Format::Raw, DISK_BYTES));
+    let disks = disks.into_iter().collect::<Result<Vec<_>>>()?;
+    let mut guest = Guest::start(folder.path(), &disks, &GuestOptions::default())?;
+    guest.wait_seq(300, 60 * SECOND)?;
+
+    let mut images = copy(&disks[..1], folder.path(), "torn")?;
+    let newest = guest.seq();
+    guest.wait_seq(newest + 20, 60 * SECOND)?;
+    images.extend(copy(&disks[1..], folder.path(), "torn")?);
+
+    let verdict = check(&images, 0..=u64::MAX);
+    assert!(matches!(verdict, Err(Flaw::Torn { .. })), "a torn copy passed: {verdict:?}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "slow group guest"]
+fn a_guest_goes_on_with_its_history_after_a_restart() -> Outcome {
+    let folder = tempdir()?;
+    let disks = [Disk::create(folder.path(), "vda", Format::Qcow2, DISK_BYTES)?];
+    let mut guest = Guest::start(folder.path(), &disks, &GuestOptions::default())?;
+    guest.wait_seq(100, 60 * SECOND)?;
+    guest.quit()?;
+    let first = check(&copy(&disks, folder.path(), "first")?, 100..=u64::MAX)?;
+
+    let options = GuestOptions { first_write: first.last + 1, ..GuestOptions::default() };
+    let mut guest = Guest::start(folder.path(), &disks, &options)?;
+    guest.wait_seq(first.last + 100, 60 * SECOND)?;
+    guest.quit()?;
+    let second = check(&copy(&disks, folder.path(), "second")?, first.last + 100..=u64::MAX)?;
+    assert!(second.write > first.write);
+    Ok(())
+}
+
+#[test]
+#[ignore = "slow group guest"]
+fn a_killed_guest_and_an_ended_one_leave_no_process() -> Outcome {
+    let folder = tempdir()?;
+    let disks = [Disk::create(folder.path(), "vda", Format::Raw, DISK_BYTES)?];
+    let mut guest = Guest::start(folder.path(), &disks, &GuestOptions::default())?;
+    let qemu = guest.process().pid()?;
+    guest.process().kill()?;
+    ensure!(!aquifer_testkit::process::is_alive(qemu), "QEMU survived its kill");
+
+    let mut guest = Guest::start(folder.path(), &disks, &GuestOptions::default())?;
+    let qemu = guest.process().pid()?;
+    drop(guest);
+    ensure!(!aquifer_testkit::process::is_alive(qemu), "QEMU survived the guest");
+    Ok(())
+}

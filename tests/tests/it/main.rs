@@ -1,0 +1,10 @@
+//! Every test that crosses crates, in one binary: a module is a story.
+//!
+//! The modules that need minutes are slow groups: their tests are ignored by default, and `make test` runs them by
+//! name. Nothing here links the product's engine: the product is the binary `aquifer`, used as its users use it.
+
+mod guest;
+mod tidy;
+
+/// What a test returns: any error ends it with its whole story.
+pub(crate) type Outcome = anyhow::Result<()>;
