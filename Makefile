@@ -1,0 +1,79 @@
+# Aquifer: everything that is done with this tree. `make help` lists it.
+#
+# One cargo profile (release) and one target folder serve build, demo, tests and benchmarks, because RocksDB's C++
+# takes a quarter of an hour a profile. The folder lies outside of the tree, so that a fresh checkout reuses it.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+
+export CARGO_TARGET_DIR ?= $(HOME)/.cache/aquifer/target
+export CARGO_TERM_COLOR ?= auto
+CARGO ?= cargo
+BINARY ?= $(CARGO_TARGET_DIR)/release/aquifer
+
+PREFIX ?= /usr/local
+SYSCONFDIR ?= /etc
+DESTDIR ?=
+
+# Slow groups of tests/tests/it, one module each, in the order in which they are run; the most that one may take.
+GROUPS := guest backup_restore_qemu nbd_source image_source bad_input kill9
+GROUP_TIMEOUT := 1200
+TEST_THREADS ?= 2
+BENCH_DATA ?= $(HOME)/.cache/aquifer/bench
+
+.PHONY: help deps build demo test lint unit slow $(GROUPS:%=slow-%) bench dist install install-files clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 16
+
+deps: ## install the Debian packages that build, demo and tests need (as root; else print the command)
+	@scripts/deps.sh
+
+build: deps ## build the binary
+	$(CARGO) build --release --locked --workspace --bins
+
+demo: build ## back up a live guest, restore it, prove the restored disks
+	$(CARGO_TARGET_DIR)/release/demo
+
+test: deps lint unit slow ## everything that must hold before a change lands
+	@echo "== all tests passed"
+
+lint:
+	@echo "== format, lints, documentation"
+	$(CARGO) fmt --all --check
+	rustfmt --edition 2024 --check crates/testkit/guest/init.rs
+	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --workspace --no-deps
+
+# All targets at once: the tests that run the binary find it beside themselves, built with the same features.
+unit:
+	@echo "== unit tests and quick integration tests"
+	$(CARGO) build --release --locked --workspace --all-targets
+	$(CARGO) test --release --locked --workspace
+
+slow: $(GROUPS:%=slow-%)
+
+$(GROUPS:%=slow-%): slow-%: unit
+	@echo "== slow group $*"
+	timeout $(GROUP_TIMEOUT) $(CARGO) test --release --locked --workspace --test it -- \
+	    --ignored --test-threads=$(TEST_THREADS) $*::
+
+bench: ## measure against zstd, nbdcopy, cp and restic on a real root file system
+	@scripts/deps.sh bench
+	$(CARGO) build --release --locked --workspace --bins
+	benches/dataset.sh "$(BENCH_DATA)"
+	$(CARGO_TARGET_DIR)/release/compare "$(BENCH_DATA)"
+
+dist: deps ## an optimised build, packed with all that `install` places
+	$(CARGO) build --profile dist --locked --package aquifer-cli
+	scripts/dist.sh $(CARGO_TARGET_DIR)/dist/aquifer
+
+install: build install-files ## install under PREFIX (default /usr/local; DESTDIR and SYSCONFDIR as usual)
+
+install-files:
+	scripts/install.sh "$(BINARY)" "$(DESTDIR)" "$(PREFIX)" "$(SYSCONFDIR)"
+
+clean: ## remove what was built, the test guest and the benchmark's data
+	rm -rf "$(CARGO_TARGET_DIR)" "$(HOME)/.cache/aquifer"

@@ -1,0 +1,77 @@
+#!/bin/sh
+# Installs the Debian packages that building, the demo and the tests need: `deps.sh`, or `deps.sh bench` for those of
+# the benchmark as well. As root it installs what is missing; otherwise it prints the one line that does, and fails.
+set -eu
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+
+# program:package. The program decides, so that one from elsewhere counts as well.
+programs='g++:g++ make:make qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils qemu-nbd:qemu-utils
+qemu-storage-daemon:qemu-system-common nbdkit:nbdkit nbdinfo:libnbd-bin nbd-server:nbd-server openssl:openssl
+certtool:gnutls-bin ssh:openssh-client sshd:openssh-server xmllint:libxml2-utils zstd:zstd'
+bench_programs='mmdebstrap:mmdebstrap mkfs.ext4:e2fsprogs restic:restic'
+# Services among these: the tests need their programs, nobody asked for a daemon.
+services='nbd-server ssh'
+
+[ "${1:-}" != bench ] || programs="$programs $bench_programs"
+
+# RocksDB's bindings are generated with libclang and its own headers, of whatever version Debian has.
+missing_libclang() {
+    for headers in /usr/lib/llvm-*/lib/clang/*/include/stddef.h; do
+        version=$(echo "$headers" | sed -n 's,^/usr/lib/llvm-\([0-9]*\)/.*,\1,p')
+        set -- /usr/lib/llvm-"$version"/lib/libclang*.so*
+        [ ! -e "$headers" ] || [ ! -e "$1" ] || return 0
+    done
+    version=$(apt-cache pkgnames libclang1- | sed -n 's/^libclang1-\([0-9]*\)$/\1/p' | sort -n | tail -n 1)
+    echo "libclang1-${version:-14} libclang-common-${version:-14}-dev"
+}
+
+missing() {
+    for pair in $programs; do
+        command -v "${pair%%:*}" >/dev/null || echo "${pair#*:}"
+    done
+    missing_libclang
+}
+
+missing_line() {
+    missing | tr ' ' '\n' | sort -u | tr '\n' ' ' | sed 's/ $//'
+}
+
+# Twice at most: installing Debian's qemu-system-x86 removes a newer qemu-utils, which is then missing in its turn.
+install_missing() {
+    export DEBIAN_FRONTEND=noninteractive
+    echo "deps: apt-get update"
+    apt-get -qq update
+    for attempt in first second; do
+        packages=$(missing_line)
+        [ -n "$packages" ] || return 0
+        echo "deps: installing $packages ($attempt pass)"
+        before=$(for name in $services; do [ ! -e "/lib/systemd/system/$name.service" ] || printf "%s " "$name"; done)
+        # shellcheck disable=SC2086 # a list of packages
+        apt-get -qq -y install --no-install-recommends $packages >/dev/null
+        for name in $services; do
+            case " $before " in *"$name"*) continue ;; esac
+            [ -d /run/systemd/system ] && [ -e "/lib/systemd/system/$name.service" ] || continue
+            systemctl disable --now "$name" >/dev/null 2>&1 || true
+        done
+    done
+}
+
+packages=$(missing_line)
+if [ -n "$packages" ]; then
+    if [ "$(id -u)" != 0 ]; then
+        echo "deps: these Debian packages are missing; install them with:" >&2
+        echo "  sudo apt-get install -y --no-install-recommends $packages" >&2
+        exit 1
+    fi
+    install_missing
+    packages=$(missing_line)
+    if [ -n "$packages" ]; then
+        echo "deps: still missing after apt-get install: $packages" >&2
+        exit 1
+    fi
+fi
+if ! command -v cargo >/dev/null; then
+    echo "deps: Rust is missing (1.95 or later): see https://rustup.rs" >&2
+    exit 1
+fi
+"$(dirname "$0")/guest-kernel.sh"
