@@ -10,14 +10,18 @@ pub mod pattern;
 pub mod process;
 pub mod tools;
 
+mod aquifer;
 mod check;
 mod disk;
 mod guest;
 mod initramfs;
 mod qmp;
+mod server;
 
+pub use aquifer::{Aquifer, Ended, Running, binary_folder};
 pub use check::{Flaw, Moment, check};
 pub use disk::{Disk, Format};
 pub use guest::{Guest, GuestOptions};
 pub use qmp::Qmp;
+pub use server::Server;
 pub use tempfile::{TempDir, tempdir};

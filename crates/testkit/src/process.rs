@@ -3,7 +3,7 @@
 //! The limit holds even when the test itself is killed: `timeout` runs outside of it.
 
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,15 +19,26 @@ const POLL_EVERY: Duration = Duration::from_millis(10);
 pub struct Daemon {
     child: Child,
     name: String,
-    messages: std::path::PathBuf,
+    messages: PathBuf,
 }
 
 impl Daemon {
     /// Starts `command` with its output in `messages`; `limit` is the longest it may live, in whole seconds.
     pub fn spawn(command: &Command, messages: &Path, limit: Duration) -> Result<Daemon> {
+        Daemon::spawn_with_output(command, None, messages, limit)
+    }
+
+    /// As [`Daemon::spawn`], with standard output in a file of its own and only standard error in `messages`.
+    pub(crate) fn spawn_with_output(
+        command: &Command,
+        output: Option<File>,
+        messages: &Path,
+        limit: Duration,
+    ) -> Result<Daemon> {
         let name =
             Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let output = File::create(messages).with_context(|| format!("{}", messages.display()))?;
+        let errors = File::create(messages).with_context(|| format!("{}", messages.display()))?;
+        let output = output.map_or_else(|| errors.try_clone(), Ok)?;
         let mut limited = Command::new("timeout");
         limited.arg("--kill-after=5").arg(limit.as_secs().to_string());
         limited.arg(command.get_program()).args(command.get_args());
@@ -37,7 +48,7 @@ impl Daemon {
                 None => limited.env_remove(name),
             };
         }
-        limited.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        limited.stdin(Stdio::null()).stdout(output).stderr(errors);
         let child = limited.spawn().with_context(|| format!("cannot start {name} under timeout"))?;
         Ok(Daemon { child, name, messages: messages.to_owned() })
     }
