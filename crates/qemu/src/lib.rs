@@ -1,1 +1,40 @@
-//! aquifer-qemu
+//! QEMU over QMP: the disks of a running domain, frozen at one instant and offered over NBD.
+//!
+//! [`ExportSession`] is the heart: it connects to a monitor, makes one scratch overlay a disk, freezes every disk
+//! in one transaction, exports the overlays, watches that the instant stays whole, and takes everything away again
+//! in an order that never stops the guest. What it leaves behind when it is killed is found by name alone
+//! ([`cleanup()`]), at once by a small [`guard`] process or later by the next run.
+//!
+//! What this crate is not: it reads no blocks (the NBD client does), knows no repository beyond its id, and decides
+//! nothing about backups. Invariant: nothing in a QEMU that is not named as ours is ever changed.
+
+pub mod address;
+mod agent;
+pub mod cleanup;
+pub mod commands;
+pub mod disk;
+pub mod error;
+pub mod guard;
+mod host;
+pub mod monitor;
+mod names;
+pub mod offline;
+mod schema;
+mod scratch;
+pub mod session;
+mod ssh;
+mod tls;
+mod transaction;
+mod transport;
+mod watch;
+
+pub use address::{MonitorAddress, MonitorOptions};
+pub use cleanup::{CleanupReport, NbdListen, Scope, cleanup};
+pub use disk::{Disk, DiskChoice, DiskName, Selection, SkipReason};
+pub use error::{Error, ErrorKind, Result};
+pub use guard::GuardCommand;
+pub use monitor::{Event, Monitor};
+pub use offline::{ImageExport, ImageRequest};
+pub use schema::Capabilities;
+pub use session::{Export, ExportSession, Quiesce, SessionRequest};
+pub use watch::Lost;

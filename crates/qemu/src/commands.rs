@@ -1,0 +1,138 @@
+//! Every QMP command that Aquifer may send, and the replies it reads: the whole list of what a hypervisor is asked.
+//!
+//! The arguments are JSON, checked by QEMU itself; the replies are our own structs with optional fields, because
+//! the generated ones of a later schema refuse what an older QEMU leaves out. Unknown fields and values are ignored.
+
+use qapi::Command;
+use qapi::qmp::QmpCommand;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+macro_rules! commands {
+    ($($(#[$doc:meta])* $type:ident = $name:literal -> $reply:ty;)*) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, Serialize)]
+        #[serde(transparent)]
+        pub struct $type(pub Value);
+
+        impl Command for $type {
+            type Ok = $reply;
+            const NAME: &'static str = $name;
+            const ALLOW_OOB: bool = false;
+        }
+
+        impl QmpCommand for $type {}
+    )*};
+}
+
+commands! {
+    /// `query-qmp-schema`: what this QEMU can do; one line of 236 kB.
+    QuerySchema = "query-qmp-schema" -> Vec<Value>;
+    /// `query-named-block-nodes`, always with `flat`.
+    QueryNodes = "query-named-block-nodes" -> Vec<Node>;
+    /// `query-block`: the guest's drives. Absent in qemu-storage-daemon.
+    QueryBlock = "query-block" -> Vec<Drive>;
+    /// `query-jobs`.
+    QueryJobs = "query-jobs" -> Vec<Job>;
+    /// `query-block-exports`.
+    QueryExports = "query-block-exports" -> Vec<BlockExport>;
+    /// `query-status`: asked once when a guest has stopped, never as a ping. Absent in qemu-storage-daemon.
+    QueryStatus = "query-status" -> Status;
+    /// `nbd-server-start`.
+    NbdServerStart = "nbd-server-start" -> Value;
+    /// `nbd-server-stop`: drops every export, so only for a server known as ours.
+    NbdServerStop = "nbd-server-stop" -> Value;
+    /// `blockdev-add`.
+    BlockdevAdd = "blockdev-add" -> Value;
+    /// `blockdev-create`: formats a scratch, as a job.
+    BlockdevCreate = "blockdev-create" -> Value;
+    /// `blockdev-del`.
+    BlockdevDel = "blockdev-del" -> Value;
+    /// `block-set-write-threshold`.
+    SetWriteThreshold = "block-set-write-threshold" -> Value;
+    /// `transaction`.
+    RunTransaction = "transaction" -> Value;
+    /// `block-export-add`.
+    ExportAdd = "block-export-add" -> Value;
+    /// `block-export-del`.
+    ExportDel = "block-export-del" -> Value;
+    /// `job-cancel`.
+    JobCancel = "job-cancel" -> Value;
+    /// `job-dismiss`.
+    JobDismiss = "job-dismiss" -> Value;
+    /// `cont`: only for a guest that stopped because of our scratch.
+    Cont = "cont" -> Value;
+}
+
+/// One entry of `query-named-block-nodes`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Node {
+    /// Name of the node; `#block…` when QEMU made it up.
+    pub node_name: Option<String>,
+    /// Driver, such as `qcow2`.
+    pub drv: Option<String>,
+    /// File behind it, as QEMU prints it.
+    pub file: Option<String>,
+    /// What the image says about itself.
+    pub image: Option<Image>,
+}
+
+/// `image` of a node.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Image {
+    /// Size that the guest sees, in bytes.
+    pub virtual_size: Option<u64>,
+}
+
+/// One entry of `query-block`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Drive {
+    /// Name given by `-drive`; empty with `-blockdev`.
+    #[serde(default)]
+    pub device: String,
+    /// Path of the device in QEMU's object tree.
+    pub qdev: Option<String>,
+    /// Whether the medium can be changed.
+    #[serde(default)]
+    pub removable: bool,
+    /// `ok`, `failed` or `nospace`, where the device reports it.
+    pub io_status: Option<String>,
+    /// The medium.
+    pub inserted: Option<Node>,
+}
+
+/// One entry of `query-jobs`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Job {
+    /// Job id.
+    pub id: String,
+    /// `backup`, `mirror`, `create`, …
+    #[serde(rename = "type", default)]
+    pub kind: String,
+    /// `running`, `concluded`, …
+    #[serde(default)]
+    pub status: String,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+/// One entry of `query-block-exports`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockExport {
+    /// Export id.
+    pub id: String,
+    /// `nbd`, `vhost-user-blk`, `fuse`, …
+    #[serde(rename = "type", default)]
+    pub kind: String,
+}
+
+/// Reply of `query-status`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Status {
+    /// `running`, `io-error`, `paused`, …
+    pub status: String,
+}

@@ -1,0 +1,208 @@
+//! The machine that QEMU runs on, as far as Aquifer can reach its files: this one, one behind ssh, or none.
+//!
+//! Only the few verbs that scratch files and sockets need. Not a remote file system: every verb is one fixed
+//! system call or one fixed shell command.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use crate::address::{MonitorAddress, MonitorOptions};
+use crate::error::{Error, Result};
+use crate::ssh::{Ssh, text};
+
+/// How long a server on a socket may take to send its first bytes.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(3);
+/// Unit of `st_blocks`, in bytes, whatever the file system's own block size (stat(2)).
+const STAT_BLOCK_BYTES: u64 = 512;
+
+pub(crate) enum Host {
+    Local,
+    Ssh(Box<Ssh>),
+    /// A TLS monitor gives no way to the files beside it.
+    Unreachable,
+}
+
+impl Host {
+    pub(crate) async fn of(address: &MonitorAddress, options: &MonitorOptions) -> Result<Self> {
+        Ok(match address {
+            MonitorAddress::Unix(_) | MonitorAddress::Tcp { .. } => Self::Local,
+            MonitorAddress::Tls { .. } => Self::Unreachable,
+            MonitorAddress::Ssh { destination, .. } => {
+                Self::Ssh(Box::new(Ssh::connect(destination, options).await?))
+            }
+        })
+    }
+
+    /// The local path by which the socket `path` of that machine is reached; `address` is for the message.
+    pub(crate) async fn reach_socket(&self, path: &Path, address: &str) -> Result<PathBuf> {
+        match self {
+            Self::Local | Self::Unreachable => Ok(path.to_owned()),
+            Self::Ssh(ssh) if ssh.is_socket(path).await? => ssh.forward(path).await,
+            Self::Ssh(_) => Err(Error::NoSuchSocket { address: address.to_owned() }),
+        }
+    }
+
+    /// Whether a server accepts on the socket and does not hang up at once. A full server accepts and is silent.
+    pub(crate) async fn socket_answers(&self, path: &Path) -> bool {
+        let Ok(local) = self.reach_socket(path, "").await else { return false };
+        let Ok(mut stream) = UnixStream::connect(local).await else { return false };
+        let mut first = [0_u8; 1];
+        !matches!(timeout(ANSWER_DEADLINE, stream.read(&mut first)).await, Ok(Ok(0) | Err(_)))
+    }
+
+    /// Makes an empty file, replacing one of the same name, that QEMU's user can open: it gets the folder's owner.
+    pub(crate) async fn create_file(&self, path: &Path) -> Result<()> {
+        match self {
+            Self::Local => {
+                let owned = path.to_owned();
+                blocking(path, "making the file", move || create_local(&owned)).await
+            }
+            Self::Ssh(ssh) => {
+                let script = "umask 077 && rm -f -- \"$1\" && set -C && : > \"$1\" && \
+                              { [ \"$(id -u)\" != 0 ] || chown --reference=\"$(dirname -- \"$1\")\" -- \"$1\"; }";
+                ssh.shell("making a scratch file", script, &[&text(path)]).await.map(drop)
+            }
+            Self::Unreachable => Ok(()),
+        }
+    }
+
+    /// Reserves the first `bytes` of the file without changing its size, as far as it goes; gives the bytes that
+    /// the file then holds. A file system that cannot reserve reserves nothing.
+    pub(crate) async fn reserve(&self, path: &Path, bytes: u64) -> Result<u64> {
+        match self {
+            Self::Local => {
+                let owned = path.to_owned();
+                blocking(path, "reserving space", move || reserve_local(&owned, bytes)).await
+            }
+            Self::Ssh(ssh) => {
+                let script = "fallocate -n -l \"$2\" -- \"$1\" 2>/dev/null; stat -c %b -- \"$1\"";
+                let blocks =
+                    ssh.shell("reserving scratch space", script, &[&text(path), &bytes.to_string()]).await?;
+                Ok(blocks.trim().parse::<u64>().unwrap_or(0).saturating_mul(STAT_BLOCK_BYTES))
+            }
+            Self::Unreachable => Ok(0),
+        }
+    }
+
+    /// Free space of a folder in bytes, for an ordinary user; `None` where it cannot be asked.
+    pub(crate) async fn free_bytes(&self, folder: &Path) -> Result<Option<u64>> {
+        match self {
+            Self::Local => {
+                let owned = folder.to_owned();
+                let free = blocking(folder, "asking for its free space", move || {
+                    let found = rustix::fs::statvfs(&owned)?;
+                    Ok(found.f_bavail.saturating_mul(found.f_frsize))
+                });
+                free.await.map(Some)
+            }
+            Self::Ssh(ssh) => {
+                let script = "stat -f -c '%a %S' -- \"$1\"";
+                let reply = ssh.shell("asking for free space", script, &[&text(folder)]).await?;
+                let numbers: Vec<u64> =
+                    reply.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+                Ok((numbers.len() == 2).then(|| numbers[0].saturating_mul(numbers[1])))
+            }
+            Self::Unreachable => Ok(None),
+        }
+    }
+
+    /// Removes a file; whether there was one.
+    pub(crate) async fn remove_file(&self, path: &Path) -> Result<bool> {
+        match self {
+            Self::Local => {
+                let owned = path.to_owned();
+                blocking(path, "removing the file", move || match std::fs::remove_file(&owned) {
+                    Ok(()) => Ok(true),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+                    Err(error) => Err(error),
+                })
+                .await
+            }
+            Self::Ssh(ssh) => {
+                let script = "[ -e \"$1\" ] || exit 0; rm -- \"$1\" && echo removed";
+                let reply = ssh.shell("removing a file", script, &[&text(path)]).await?;
+                Ok(reply.contains("removed"))
+            }
+            Self::Unreachable => Ok(false),
+        }
+    }
+
+    /// Names of the files in a folder that begin with `prefix`; none when the folder does not exist.
+    pub(crate) async fn list(&self, folder: &Path, prefix: &str) -> Result<Vec<String>> {
+        match self {
+            Self::Local => {
+                let (owned, prefix) = (folder.to_owned(), prefix.to_owned());
+                blocking(folder, "listing it", move || list_local(&owned, &prefix)).await
+            }
+            Self::Ssh(ssh) => {
+                let script = "[ -d \"$1\" ] || exit 0; cd -- \"$1\" && ls -1";
+                let reply = ssh.shell("listing the scratch folder", script, &[&text(folder)]).await?;
+                Ok(reply.lines().filter(|name| name.starts_with(prefix)).map(str::to_owned).collect())
+            }
+            Self::Unreachable => Ok(Vec::new()),
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    path: &Path,
+    what: &'static str,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T> {
+    let outcome =
+        tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)));
+    outcome.map_err(|source| Error::Scratch { path: path.to_owned(), what, source })
+}
+
+fn create_local(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    let folder = std::fs::metadata(path.parent().unwrap_or(Path::new("/")))?;
+    let mine = file.metadata()?;
+    if rustix::process::geteuid().is_root() && (folder.uid(), folder.gid()) != (mine.uid(), mine.gid()) {
+        std::os::unix::fs::fchown(&file, Some(folder.uid()), Some(folder.gid()))?;
+    }
+    Ok(())
+}
+
+fn reserve_local(path: &Path, bytes: u64) -> io::Result<u64> {
+    let file = OpenOptions::new().write(true).open(path)?;
+    if bytes > 0 {
+        // What it could not get shows in the blocks it has; the caller warns with both figures.
+        let _ = rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::KEEP_SIZE, 0, bytes);
+    }
+    allocated(&file)
+}
+
+fn allocated(file: &File) -> io::Result<u64> {
+    Ok(file.metadata()?.blocks().saturating_mul(STAT_BLOCK_BYTES))
+}
+
+fn list_local(folder: &Path, prefix: &str) -> io::Result<Vec<String>> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        // A name that is not UTF-8 is not one of ours.
+        if let Ok(name) = entry?.file_name().into_string()
+            && name.starts_with(prefix)
+        {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}

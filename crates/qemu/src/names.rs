@@ -1,0 +1,191 @@
+//! The names of everything Aquifer puts into a QEMU or beside it, and the only place that builds them.
+//!
+//! No name is guessed from a list: whether something is ours is decided by these prefixes alone, so that a run
+//! which remembers nothing can find what a killed one left. Invariant: no name of one repository is ever taken
+//! for one of another, nor one of one domain's files for another domain's.
+//!
+//! | thing | name |
+//! |---|---|
+//! | overlay node of disk *i* | `aqf-<8 hex of the repository>-d<i>` (QEMU allows 31 bytes) |
+//! | file node under it | `aqf-<8 hex>-f<i>` |
+//! | job and export of disk *i* | `aqf-<8 hex>-<backup uuid>-<i>` |
+//! | job that formats a scratch | `aqf-<8 hex>-format-<i>` |
+//! | NBD export name | `<backup uuid>/<disk>` |
+//! | scratch file | `aquifer-<8 hex>-<domain>+<disk>.qcow2` |
+//! | NBD socket | `aquifer-<8 hex>-<domain>.nbd`, hashed when the path would not fit a socket address |
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// Longest path of a unix socket: `sun_path` less its terminator.
+pub(crate) const SOCKET_PATH_BYTES_MAX: usize = 107;
+/// What every node, job and export of any Aquifer repository begins with.
+pub(crate) const FAMILY: &str = "aqf-";
+/// Longest file name that every file system takes.
+const FILE_NAME_BYTES_MAX: usize = 255;
+
+/// The names of one repository on one domain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Names {
+    prefix: String,
+    file_prefix: String,
+}
+
+impl Names {
+    /// `repository` is the repository's id as 32 hex digits.
+    pub(crate) fn new(repository: &str, domain: &str) -> Result<Self> {
+        if repository.len() != 32 || !repository.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(Error::RepositoryId { text: repository.to_owned() });
+        }
+        let short = repository[..8].to_ascii_lowercase();
+        Ok(Self {
+            prefix: format!("{FAMILY}{short}-"),
+            file_prefix: format!("aquifer-{short}-{}", escaped(domain)),
+        })
+    }
+
+    /// Whether a node, job or export is of this repository.
+    pub(crate) fn owns(&self, name: &str) -> bool {
+        name.starts_with(&self.prefix)
+    }
+
+    pub(crate) fn overlay(&self, disk: usize) -> String {
+        format!("{}d{disk}", self.prefix)
+    }
+
+    pub(crate) fn file(&self, disk: usize) -> String {
+        format!("{}f{disk}", self.prefix)
+    }
+
+    pub(crate) fn format_job(&self, disk: usize) -> String {
+        format!("{}format-{disk}", self.prefix)
+    }
+
+    /// Id of the backup job and of the export of a disk.
+    pub(crate) fn session(&self, backup: &str, disk: usize) -> String {
+        format!("{}{backup}-{disk}", self.prefix)
+    }
+
+    /// Whether a file of the scratch folder is this domain's.
+    pub(crate) fn owns_file(&self, name: &str) -> bool {
+        name.strip_prefix(&self.file_prefix)
+            .is_some_and(|rest| rest.starts_with('+') && rest.ends_with(".qcow2"))
+    }
+
+    /// What the scratch files of this domain begin with.
+    pub(crate) fn scratch_prefix(&self) -> String {
+        format!("{}+", self.file_prefix)
+    }
+
+    pub(crate) fn scratch(&self, disk: &str) -> String {
+        let name = format!("{}+{}.qcow2", self.file_prefix, escaped(disk));
+        if name.len() <= FILE_NAME_BYTES_MAX {
+            return name;
+        }
+        format!("{}+{:016x}.qcow2", self.file_prefix, fnv1a(disk.as_bytes()))
+    }
+
+    /// Path of our NBD server's socket in `folder`; fails when even the hashed name does not fit.
+    pub(crate) fn socket(&self, folder: &Path) -> Result<PathBuf> {
+        socket_path(folder, &self.file_prefix, ".nbd")
+    }
+}
+
+/// `folder/stem+suffix`, or with the stem hashed when that is too long for a unix socket.
+pub(crate) fn socket_path(folder: &Path, stem: &str, suffix: &str) -> Result<PathBuf> {
+    let plain = folder.join(format!("{stem}{suffix}"));
+    if plain.as_os_str().len() <= SOCKET_PATH_BYTES_MAX {
+        return Ok(plain);
+    }
+    let hashed = folder.join(format!("aqf-{:016x}{suffix}", fnv1a(stem.as_bytes())));
+    let bytes = hashed.as_os_str().len();
+    if bytes > SOCKET_PATH_BYTES_MAX {
+        return Err(Error::SocketPathTooLong { folder: folder.to_owned(), bytes });
+    }
+    Ok(hashed)
+}
+
+/// Everything outside letters, digits, `.`, `_` and `-` as `%XX`: safe in a file name, and one to one.
+/// A long domain is replaced by its hash, so that the disk's name still fits.
+fn escaped(text: &str) -> String {
+    let keep = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    let escaped = percent_encoded(text, keep);
+    if escaped.len() <= 100 { escaped } else { format!("%{:016x}", fnv1a(text.as_bytes())) }
+}
+
+/// Percent-encoding of every byte for which `keep` is false.
+pub(crate) fn percent_encoded(text: &str, keep: impl Fn(u8) -> bool) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if keep(byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+/// FNV-1a, 64 bit: stable for ever, which a name on disk needs; nothing here needs a strong hash.
+fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REPOSITORY: &str = "0123456789abcdef0123456789abcdef";
+
+    fn names(domain: &str) -> Names {
+        Names::new(REPOSITORY, domain).unwrap()
+    }
+
+    #[test]
+    fn node_names_fit_qemus_31_bytes_for_a_hundred_thousand_disks() {
+        assert!(names("web01").overlay(99_999).len() <= 31);
+        assert!(names("web01").file(99_999).len() <= 31);
+    }
+
+    #[test]
+    fn a_domain_with_a_dash_cannot_be_taken_for_another_domains_disk() {
+        assert_ne!(names("a-b").scratch("c"), names("a").scratch("b-c"));
+        assert!(!names("a").owns_file(&names("a-b").scratch("c")));
+        assert!(names("a-b").owns_file(&names("a-b").scratch("c")));
+    }
+
+    #[test]
+    fn a_domain_named_like_a_path_stays_inside_the_folder() {
+        let name = names("../../etc").scratch("/dev/vda");
+        assert!(!name.contains('/'), "{name}");
+    }
+
+    #[test]
+    fn another_repositorys_names_are_not_ours() {
+        let other = Names::new("ffffffff89abcdef0123456789abcdef", "web01").unwrap();
+        assert!(!names("web01").owns(&other.overlay(0)));
+        assert!(names("web01").owns(&names("web01").session("u", 0)));
+    }
+
+    #[test]
+    fn a_long_domain_gets_a_hashed_socket_and_a_long_folder_is_refused() {
+        let long = names(&"x".repeat(90));
+        let path = long.socket(Path::new("/var/tmp/some/where")).unwrap();
+        assert!(path.as_os_str().len() <= SOCKET_PATH_BYTES_MAX);
+        assert!(long.socket(&PathBuf::from(format!("/{}", "y".repeat(100)))).is_err());
+    }
+
+    #[test]
+    fn names_of_any_length_fit_a_file_system() {
+        assert!(names(&"ü".repeat(300)).scratch(&"ü".repeat(300)).len() <= FILE_NAME_BYTES_MAX);
+    }
+
+    #[test]
+    fn a_repository_id_that_is_no_id_is_refused() {
+        assert!(Names::new("abc", "web01").is_err());
+        assert!(Names::new(&"ä".repeat(16), "web01").is_err());
+    }
+}
