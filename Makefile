@@ -10,6 +10,7 @@ SHELL := /bin/sh
 
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/aquifer/target
 export CARGO_TERM_COLOR ?= auto
+export RUST_LIB_BACKTRACE ?= 0
 CARGO ?= cargo
 BINARY ?= $(CARGO_TARGET_DIR)/release/aquifer
 
@@ -18,7 +19,7 @@ SYSCONFDIR ?= /etc
 DESTDIR ?=
 
 # Slow groups of tests/tests/it, one module each, in the order in which they are run; the most that one may take.
-GROUPS := guest backup_restore_qemu nbd_source image_source bad_input kill9
+GROUPS := guest backup_restore_qemu nbd_source image_source bad_input damage kill9
 GROUP_TIMEOUT := 1200
 TEST_THREADS ?= 2
 BENCH_DATA ?= $(HOME)/.cache/aquifer/bench

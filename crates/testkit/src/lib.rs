@@ -15,6 +15,7 @@ mod check;
 mod disk;
 mod guest;
 mod initramfs;
+mod proxy;
 mod qmp;
 mod server;
 
@@ -22,6 +23,7 @@ pub use aquifer::{Aquifer, Ended, Running, binary_folder};
 pub use check::{Flaw, Moment, check};
 pub use disk::{Disk, Format};
 pub use guest::{Guest, GuestOptions};
+pub use proxy::{Hold, Proxy, Side};
 pub use qmp::Qmp;
 pub use server::Server;
 pub use tempfile::{TempDir, tempdir};

@@ -3,7 +3,16 @@
 //! The modules that need minutes are slow groups: their tests are ignored by default, and `make test` runs them by
 //! name. Nothing here links the product's engine: the product is the binary `aquifer`, used as its users use it.
 
+mod backup_restore_qemu;
+mod bad_input;
+mod cli;
+mod damage;
 mod guest;
+mod image_source;
+mod kill9;
+mod nbd_source;
+mod packaging;
+mod rig;
 mod tidy;
 
 /// What a test returns: any error ends it with its whole story.
