@@ -188,3 +188,76 @@ fn forward_answers(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// A monitor that answers every line with its count, and hands over what it heard.
+    fn monitor(socket: &Path) -> Arc<Mutex<Vec<String>>> {
+        let listener = UnixListener::bind(socket).unwrap();
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let hearing = heard.clone();
+        thread::spawn(move || {
+            for client in listener.incoming() {
+                let client = client.unwrap();
+                for line in BufReader::new(&client).lines().map_while(|line| line.ok()) {
+                    hearing.lock().unwrap().push(line);
+                    let _ = (&client).write_all(b"{\"return\": {}}\n");
+                }
+            }
+        });
+        heard
+    }
+
+    fn client(proxy: &Proxy) -> BufReader<UnixStream> {
+        let stream = UnixStream::connect(proxy.socket()).unwrap();
+        stream.set_read_timeout(Some(10 * SECOND)).unwrap();
+        BufReader::new(stream)
+    }
+
+    fn send(client: &mut BufReader<UnixStream>, command: &str) {
+        client.get_mut().write_all(format!("{{\"execute\": \"{command}\"}}\n").as_bytes()).unwrap();
+    }
+
+    /// The client's next line; empty when it was hung up on.
+    fn answer(client: &mut BufReader<UnixStream>) -> String {
+        let mut line = String::new();
+        client.read_line(&mut line).unwrap();
+        line
+    }
+
+    #[test]
+    fn a_command_held_before_never_reaches_the_monitor_and_one_held_after_does() {
+        for (side, reaches) in [(Side::Before, 1), (Side::After, 2)] {
+            let folder = tempfile::tempdir().unwrap();
+            let heard = monitor(&folder.path().join("monitor"));
+            let proxy = Proxy::start(&folder.path().join("proxy"), &folder.path().join("monitor")).unwrap();
+            proxy.arm(Some(Hold { command: 1, side }));
+            let mut held = client(&proxy);
+            send(&mut held, "first");
+            assert!(answer(&mut held).contains("return"));
+            send(&mut held, "second");
+            assert_eq!(proxy.wait_held(10 * SECOND).unwrap(), "second");
+            assert_eq!(heard.lock().unwrap().len(), reaches);
+            proxy.release();
+            assert_eq!(answer(&mut held), "", "the held answer came through");
+
+            let mut next = client(&proxy);
+            send(&mut next, "third");
+            assert!(answer(&mut next).contains("return"));
+            assert_eq!(proxy.commands(), ["first", "second", "third"]);
+        }
+    }
+
+    #[test]
+    fn a_hold_that_nothing_reaches_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        monitor(&folder.path().join("monitor"));
+        let proxy = Proxy::start(&folder.path().join("proxy"), &folder.path().join("monitor")).unwrap();
+        proxy.arm(Some(Hold { command: 7, side: Side::Before }));
+        assert!(proxy.wait_held(Duration::from_millis(20)).is_err());
+    }
+}
