@@ -39,6 +39,12 @@ impl MetaCache {
         Some(hit.1)
     }
 
+    /// Drops everything.
+    #[cfg(test)]
+    pub(crate) fn clear(&self) {
+        lock(&self.packs).clear();
+    }
+
     fn put(&self, pack: PackName, body: Bytes) {
         let mut packs = lock(&self.packs);
         packs.retain(|(name, _)| *name != pack);

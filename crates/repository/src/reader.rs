@@ -171,3 +171,106 @@ impl ChunkOpener {
         reader.open(&mut self.decompressor, &location.row, blob, out).map_err(damaged)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use aquifer_format::{BlobKind, Codec, EpochId, PackHeader, PackKind, RepositoryId, SessionId, TableRow};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn location(pack: u32, offset: u32, stored_bytes: u32) -> Location {
+        let name = PackName { session: SessionId([1; 16]), number: pack };
+        let header = PackHeader {
+            kind: PackKind::Data,
+            sealed: true,
+            generation: 1,
+            epoch: EpochId([2; 8]),
+            repository: RepositoryId([3; 16]),
+            name,
+            salt: [4; 32],
+        };
+        let id = ChunkId([offset.to_le_bytes()[0]; 32]);
+        let row = TableRow {
+            id,
+            offset,
+            stored_bytes,
+            plain_bytes: stored_bytes,
+            codec: Codec::Zstd,
+            kind: BlobKind::Data,
+            ordinal: 0,
+        };
+        Location { row, pack: name, header }
+    }
+
+    /// Blobs back to back in a few packs, and any choice of them, in any order, some twice.
+    fn wanted() -> impl Strategy<Value = Vec<Location>> {
+        let pack = prop::collection::vec(1_u32..5_000, 1..40);
+        let packs = prop::collection::vec(pack, 1..4).prop_map(|packs| {
+            let mut all = Vec::new();
+            for (number, sizes) in (0_u32..).zip(&packs) {
+                let mut offset = 112;
+                for size in sizes {
+                    let place = location(number, offset, *size);
+                    offset += blob_bytes(&place);
+                    all.push(place);
+                }
+            }
+            all
+        });
+        packs.prop_flat_map(|all| prop::collection::vec(prop::sample::select(all), 0..80))
+    }
+
+    proptest! {
+        #[test]
+        fn every_wanted_blob_lies_in_exactly_one_fetch(
+            wanted in wanted(), max_gap in 0_u32..3_000, max_bytes in 1_u32..20_000,
+        ) {
+            let fetches = plan_fetches(&wanted, max_gap, max_bytes);
+            let mut seen = BTreeSet::new();
+            for fetch in &fetches {
+                for item in &fetch.items {
+                    let place = &wanted[item.wanted];
+                    prop_assert_eq!(place.pack, fetch.pack);
+                    prop_assert_eq!(fetch.offset + item.at, place.row.offset);
+                    prop_assert!(item.at + blob_bytes(place) <= fetch.bytes);
+                    prop_assert!(seen.insert(item.wanted));
+                }
+            }
+            prop_assert_eq!(seen.len(), wanted.len());
+        }
+
+        #[test]
+        fn a_fetch_is_bounded_and_wastes_no_more_than_the_gaps(
+            wanted in wanted(), max_gap in 0_u32..3_000, max_bytes in 1_u32..20_000,
+        ) {
+            for fetch in plan_fetches(&wanted, max_gap, max_bytes) {
+                let one = fetch.items.iter().all(|item| item.at == 0);
+                prop_assert!(one || fetch.bytes <= max_bytes, "{fetch:?}");
+                let mut end = 0;
+                for item in &fetch.items {
+                    prop_assert!(item.at <= end + max_gap);
+                    end = end.max(item.at + blob_bytes(&wanted[item.wanted]));
+                }
+                prop_assert_eq!(end, fetch.bytes);
+            }
+        }
+
+        #[test]
+        fn fetches_come_in_the_order_of_their_first_blob(wanted in wanted()) {
+            let first = |fetch: &Fetch| fetch.items.iter().map(|item| item.wanted).min();
+            let fetches = plan_fetches(&wanted, 0, 10_000);
+            prop_assert!(fetches.is_sorted_by_key(first));
+        }
+    }
+
+    #[test]
+    fn neighbours_become_one_request_and_a_far_blob_another() {
+        let wanted = [location(0, 112, 52), location(0, 212, 52), location(0, 10_000, 52), location(1, 112, 52)];
+        let fetches = plan_fetches(&wanted, 1_000, 100_000);
+        let ranges: Vec<_> = fetches.iter().map(|fetch| (fetch.pack.number, fetch.offset, fetch.bytes)).collect();
+        assert_eq!(ranges, [(0, 112, 200), (0, 10_000, 100), (1, 112, 100)]);
+    }
+}

@@ -8,8 +8,10 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
+use aquifer_format::log::{BlobPlace, KeyChange, Role};
 use aquifer_format::{
-    EpochId, KeyRing, MasterKey, PackName, RepositoryConfig, RepositoryId, SessionId, State, StoreId,
+    Body, Entry, EntryHash, EntryNonce, EpochId, KeyRing, MasterKey, PackName, RepositoryConfig, RepositoryId,
+    SessionId, State, StoreId, WriterId,
 };
 use aquifer_index::MemoryIndex;
 use aquifer_store::{Memory, ObjectStore};
@@ -82,6 +84,7 @@ pub(crate) struct Rig {
     pub(crate) parts: Parts,
     pub(crate) store: Memory,
     pub(crate) world: Arc<TestWorld>,
+    healthy: Arc<State>,
     sessions: AtomicU64,
 }
 
@@ -105,18 +108,19 @@ impl Rig {
         let mut ring = KeyRing::encrypted(&config, MasterKey::generate([3; 32])).unwrap();
         ring.add_epoch(EpochId([4; 8]));
         let world = Arc::new(TestWorld::default());
+        let healthy = Arc::new(State::new(&config));
         let settings = Settings { pack_bytes: 64 << 10, meta_pack_bytes: 32 << 10, ..Settings::default() };
         let parts = Parts {
             ring,
             packs,
             index: Arc::new(MemoryIndex::new()),
-            state: Arc::new(StateCell::new(Arc::new(State::new(&config)))),
+            state: Arc::new(StateCell::new(Arc::clone(&healthy))),
             world: world.clone(),
             settings,
             chunk_bytes,
             meta_cache: Arc::new(MetaCache::default()),
         };
-        Rig { parts, store, world, sessions: AtomicU64::new(1) }
+        Rig { parts, store, world, healthy, sessions: AtomicU64::new(1) }
     }
 
     /// A new session.
@@ -161,6 +165,33 @@ impl Rig {
             }
         }
         Ok(disk)
+    }
+
+    /// Quarantines packs, as a log entry would.
+    pub(crate) fn quarantine(&self, packs: &[PackName]) {
+        self.damage(packs, Vec::new());
+    }
+
+    /// Quarantines single blobs and whole packs.
+    pub(crate) fn damage(&self, packs: &[PackName], blobs: Vec<BlobPlace>) {
+        let mut state = State::clone(&self.parts.state.get());
+        let writer = WriterId([5; 32]);
+        let enrol = Body::Key(KeyChange::Writer { id: writer, role: Role::Admin });
+        let bodies = vec![enrol, Body::Quarantine { packs: packs.to_vec(), blobs }];
+        let (seq, prev) = (state.seq() + 1, state.tip());
+        let entry = Entry { seq, prev, writer, nonce: EntryNonce([0; 16]), wall_ms: 0, bodies };
+        state.apply(&entry, EntryHash([6; 32])).unwrap();
+        self.parts.state.set(Arc::new(state));
+    }
+
+    /// Undoes [`Rig::quarantine`].
+    pub(crate) fn release(&self) {
+        self.parts.state.set(Arc::clone(&self.healthy));
+    }
+
+    /// Drops what is cached of meta packs.
+    pub(crate) fn forget_meta(&self) {
+        self.parts.meta_cache.clear();
     }
 
     /// The names of all packs in the store, in order.
