@@ -9,7 +9,7 @@ pub mod reader;
 
 use crate::cipher::{Cipher, Origin, TAG_BYTES};
 use crate::codec::Codec;
-use crate::cursor::{Cursor, widen};
+use crate::cursor::{Cursor, index, widen};
 use crate::error::{Error, Result};
 use crate::id::{ChunkId, EpochId, PackName, RepositoryId, SessionId};
 use crate::keys::{KeyRing, Purpose};
@@ -126,6 +126,13 @@ impl TableRow {
     #[must_use]
     pub fn end(&self) -> u64 {
         u64::from(self.offset) + self.blob_bytes()
+    }
+
+    /// Where the whole blob lies in its pack: frame, ciphertext, tag.
+    #[must_use]
+    pub fn range(&self) -> std::ops::Range<usize> {
+        let from = index(self.offset);
+        from..from.saturating_add(BLOB_FRAME_BYTES).saturating_add(index(self.stored_bytes))
     }
 
     /// The 48 bytes before the blob's ciphertext.

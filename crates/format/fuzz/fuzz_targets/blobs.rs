@@ -1,4 +1,4 @@
 //! Plain bytes of meta blobs: tree nodes and records.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| aquifer_format_fuzz::decoders::blobs(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| aquifer_format_fuzz::blobs(data));

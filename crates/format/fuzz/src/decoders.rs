@@ -19,14 +19,14 @@ fn config(encrypted: bool) -> RepositoryConfig {
 }
 
 /// As they are: through all decoders, with and without a key, and with the trailing hash set right.
-pub fn objects(data: &[u8]) {
+pub(crate) fn objects(data: &[u8]) {
     let mut hashed = data.to_vec();
     rehash(&mut hashed, true);
     let plain = KeyRing::plain(&config(false)).expect("the configuration is plain");
-    let sealed =
-        KeyRing::encrypted(&config(true), MasterKey::generate([0x33; 32])).expect("it is encrypted");
+    let sealed = KeyRing::encrypted(&config(true), MasterKey::generate([0x33; 32])).expect("it is encrypted");
     for bytes in [data, &hashed] {
         let _ = scrub(bytes);
+        slot(bytes);
         if let Ok(config) = RepositoryConfig::decode(bytes) {
             assert_eq!(config.encode(), bytes);
         }
@@ -36,6 +36,17 @@ pub fn objects(data: &[u8]) {
         }
     }
     blobs(data);
+}
+
+/// Key slots, unless their Argon2id cost is allowed but slow.
+fn slot(bytes: &[u8]) {
+    let cost = |at: usize| {
+        bytes.get(at..).and_then(|rest| rest.first_chunk()).map(|field| u32::from_le_bytes(*field))
+    };
+    let (memory, passes) = (cost(12).unwrap_or_default(), cost(16).unwrap_or_default());
+    if !(1024..=1 << 20).contains(&memory) && !(8..=64).contains(&passes) {
+        let _ = open_slot(&config(true), bytes, b"secret");
+    }
 }
 
 fn sealed_objects(ring: &KeyRing, bytes: &[u8]) {
@@ -59,7 +70,7 @@ fn packs(ring: &KeyRing, bytes: &[u8]) {
 }
 
 /// Plain bytes of meta blobs; what decodes must encode to the same bytes (nodes) or value (records).
-pub fn blobs(data: &[u8]) {
+pub(crate) fn blobs(data: &[u8]) {
     for level in 0..8 {
         if let Ok(node) = Node::decode(data, level) {
             assert_eq!(node.encode(), data);
@@ -72,12 +83,18 @@ pub fn blobs(data: &[u8]) {
     }
 }
 
-fn place<'a>(magic: &'a [u8; 8], key: String, number: u64, session: [u8; 16], bound: &'a [u8]) -> Envelope<'a> {
+fn place<'a>(
+    magic: &'a [u8; 8],
+    key: String,
+    number: u64,
+    session: [u8; 16],
+    bound: &'a [u8],
+) -> Envelope<'a> {
     Envelope { magic, key, number, session, repository: REPOSITORY, bound }
 }
 
 /// As the body behind right checksums: reaches the parsers of JSON documents and segments.
-pub fn bodies(data: &[u8]) {
+pub(crate) fn bodies(data: &[u8]) {
     let ring = KeyRing::plain(&config(false)).expect("the configuration is plain");
     let fingerprint = config(false).fingerprint();
     let zeros = [0; 16];
@@ -101,6 +118,10 @@ pub fn bodies(data: &[u8]) {
     if let Some((length, body)) = data.split_first_chunk::<3>() {
         let plain_bytes = u32::from_le_bytes([length[0], length[1], length[2] & 0x0f, 0]);
         let _ = open_heartbeat(&ring, session, &beat.forge(1, plain_bytes & 0xffff, body));
-        let _ = open_entry(&ring, 2, &place(b"AQF-LOG\n", key::log(2), 2, zeros, &[]).forge(1, plain_bytes, body));
+        let _ = open_entry(
+            &ring,
+            2,
+            &place(b"AQF-LOG\n", key::log(2), 2, zeros, &[]).forge(1, plain_bytes, body),
+        );
     }
 }

@@ -5,24 +5,24 @@
 
 /// Which envelope to forge.
 #[derive(Debug, Clone)]
-pub struct Envelope<'a> {
+pub(crate) struct Envelope<'a> {
     /// The eight bytes that the object begins with.
-    pub magic: &'a [u8; 8],
+    pub(crate) magic: &'a [u8; 8],
     /// The object key, part of the AAD.
-    pub key: String,
+    pub(crate) key: String,
     /// Field `number`.
-    pub number: u64,
+    pub(crate) number: u64,
     /// Field `session`.
-    pub session: [u8; 16],
+    pub(crate) session: [u8; 16],
     /// Repository id.
-    pub repository: [u8; 16],
+    pub(crate) repository: [u8; 16],
     /// Fingerprint of the `format` object where the AAD has it, else empty.
-    pub bound: &'a [u8],
+    pub(crate) bound: &'a [u8],
 }
 
 impl Envelope<'_> {
     /// The object with this codec byte, recorded plain length and stored body.
-    pub fn forge(&self, codec: u8, plain_bytes: u32, body: &[u8]) -> Vec<u8> {
+    pub(crate) fn forge(&self, codec: u8, plain_bytes: u32, body: &[u8]) -> Vec<u8> {
         let stored_bytes = u32::try_from(body.len() + 16).unwrap_or(u32::MAX);
         let mut out = self.magic.to_vec();
         out.extend_from_slice(&1u16.to_le_bytes());
@@ -42,13 +42,13 @@ impl Envelope<'_> {
     }
 
     /// The object that stores `plain` as it is.
-    pub fn raw(&self, plain: &[u8]) -> Vec<u8> {
+    pub(crate) fn raw(&self, plain: &[u8]) -> Vec<u8> {
         self.forge(0, u32::try_from(plain.len()).unwrap_or(u32::MAX), plain)
     }
 }
 
 /// Appends BLAKE3 of all bytes, or replaces the 32 bytes at the end by BLAKE3 of those before.
-pub fn rehash(bytes: &mut Vec<u8>, replace: bool) {
+pub(crate) fn rehash(bytes: &mut Vec<u8>, replace: bool) {
     if replace {
         bytes.truncate(bytes.len().saturating_sub(32));
     }

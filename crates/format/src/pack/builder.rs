@@ -248,7 +248,7 @@ impl PackBuilder {
         body: &mut Vec<u8>,
         back: &mut Vec<u8>,
     ) -> Result<()> {
-        let stored = &self.buffer[index(row.offset) + BLOB_FRAME_BYTES..self.length];
+        let stored = &self.buffer[row.range()][BLOB_FRAME_BYTES..];
         body.resize(stored.len() - TAG_BYTES, 0);
         back.resize(index(row.plain_bytes), 0);
         let aad = blob_aad(&self.header_bytes, &row.frame());

@@ -159,7 +159,7 @@ pub fn salvage(ring: &KeyRing, bytes: &[u8]) -> Result<Vec<TableRow>> {
         let row = u32::try_from(at).ok().and_then(|offset| TableRow::from_frame(frame, offset).ok());
         match row {
             Some(row) if scratch.open(&reader, &mut decompressor, &row, bytes).is_ok() => {
-                at += index(row.stored_bytes) + BLOB_FRAME_BYTES;
+                at = row.range().end;
                 rows.push(row);
             }
             _ => at = next_magic(bytes, at + 1),

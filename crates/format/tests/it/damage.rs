@@ -128,7 +128,7 @@ fn a_changed_byte_of_a_blob_is_noticed_by_its_reader() {
         let reader = PackReader::new(&ring, &pack.header).unwrap();
         let mut decompressor = Decompressor::new().unwrap();
         let row = pack.rows[2];
-        let range = row.offset as usize..row.end() as usize;
+        let range = row.range();
         for at in 0..range.len() {
             let mut blob = pack.bytes[range.clone()].to_vec();
             blob[at] ^= 4;

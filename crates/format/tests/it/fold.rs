@@ -111,7 +111,8 @@ fn the_chain_begins_at_the_format_object() {
 fn an_unknown_writer_decides_nothing_until_it_enrols_itself() {
     let mut log = Log::new();
     let stranger = Signer::from_seed([9; 32]).unwrap().writer();
-    let mut entry = next_entry(&log.state, vec![open_body(2, BACKUP, vec![]), Body::Close { session: session(2) }]);
+    let mut entry =
+        next_entry(&log.state, vec![open_body(2, BACKUP, vec![]), Body::Close { session: session(2) }]);
     entry.writer = stranger;
     let applied = log.state.apply(&entry, EntryHash([1; 32])).unwrap();
     let unknown = VoidReason::WriterNotEnrolled(stranger);
@@ -147,9 +148,12 @@ fn publish_commit_and_close_are_void_after_close_or_fence() {
         log.apply(vec![end]);
         let reason = VoidReason::SessionNotOpen(session(2));
         let publish = Body::Publish { session: session(2), segments: vec![segment(2, 0)] };
-        for body in
-            [publish, commit(2, BACKUP), Body::Close { session: session(2) }, Body::Fence { session: session(2), seen: 0 }]
-        {
+        for body in [
+            publish,
+            commit(2, BACKUP),
+            Body::Close { session: session(2) },
+            Body::Fence { session: session(2), seen: 0 },
+        ] {
             assert_eq!(log.void(body), reason);
         }
     }
@@ -213,7 +217,8 @@ fn segments_come_in_log_order_and_ascend_within_their_session() {
     let mut log = Log::with_backup();
     let slot = log.next();
     log.apply(vec![open_body(slot, PARENT, vec![])]);
-    let publish = |segments: &[SegmentName]| Body::Publish { session: session(slot), segments: segments.to_vec() };
+    let publish =
+        |segments: &[SegmentName]| Body::Publish { session: session(slot), segments: segments.to_vec() };
     log.apply(vec![publish(&[segment(slot, 1), segment(slot, 4)])]);
     for wrong in [segment(slot, 4), segment(slot, 0), segment(2, 9)] {
         assert_eq!(log.void(publish(&[wrong])), VoidReason::SegmentOrder(wrong));
@@ -221,9 +226,13 @@ fn segments_come_in_log_order_and_ascend_within_their_session() {
     let wrong = log.void(publish(&[segment(slot, 6), segment(slot, 5)]));
     assert_eq!(wrong, VoidReason::SegmentOrder(segment(slot, 5)));
     log.apply(vec![publish(&[segment(slot, 5), segment(slot, u32::MAX)])]);
-    assert_eq!(log.void(publish(&[segment(slot, u32::MAX)])), VoidReason::SegmentOrder(segment(slot, u32::MAX)));
+    assert_eq!(
+        log.void(publish(&[segment(slot, u32::MAX)])),
+        VoidReason::SegmentOrder(segment(slot, u32::MAX))
+    );
     let names: Vec<_> = log.state.segments().iter().map(|segment| segment.name).collect();
-    let expected = [segment(2, 0), segment(slot, 1), segment(slot, 4), segment(slot, 5), segment(slot, u32::MAX)];
+    let expected =
+        [segment(2, 0), segment(slot, 1), segment(slot, 4), segment(slot, 5), segment(slot, u32::MAX)];
     assert_eq!(names, expected);
     assert_eq!(log.state.segments_since(slot).len(), 4);
     assert_eq!(log.state.segments_since(0).len(), 5);

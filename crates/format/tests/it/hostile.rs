@@ -15,12 +15,14 @@ fn log_envelope() -> Envelope<'static> {
 
 fn open_forged(codec: u8, plain_bytes: u32, body: &[u8]) -> Error {
     let object = log_envelope().forge(codec, plain_bytes, body);
-    open_entry(&fixture::ring(false), 2, &object).unwrap_err()
+    open_entry(&fixture::ring(false), 2, &object).expect_err("a forged entry has no signature")
 }
 
 fn zstd_of(plain: &[u8]) -> Vec<u8> {
     let mut out = vec![0; plain.len()];
-    let (codec, length) = Compressor::new(19).unwrap().compress(plain, &mut out).unwrap();
+    let (codec, length) = Compressor::new(19)
+        .and_then(|mut zstd| zstd.compress(plain, &mut out))
+        .expect("the buffer is long enough");
     assert_eq!(codec, Codec::Zstd);
     out.truncate(length);
     out
@@ -117,7 +119,8 @@ fn a_segment_that_promises_more_than_it_has_is_refused() {
     let open = |plain: &[u8]| decode_segment(&ring, name, &envelope.raw(plain));
     assert_eq!(open(&0u32.to_le_bytes()).unwrap(), []);
     assert!(matches!(open(&u32::MAX.to_le_bytes()), Err(Error::Limit { field: "packs", limit: 0, .. })));
-    let mut pack = [&1u32.to_le_bytes()[..], &[0; 20], &400u32.to_le_bytes(), &u32::MAX.to_le_bytes()].concat();
+    let mut pack =
+        [&1u32.to_le_bytes()[..], &[0; 20], &400u32.to_le_bytes(), &u32::MAX.to_le_bytes()].concat();
     pack.extend_from_slice(&fixture::data_pack(&ring).header.encode());
     pack.extend_from_slice(&[0; 32]);
     assert!(matches!(open(&pack), Err(Error::Limit { field: "rows", limit: 0, .. })));
@@ -167,8 +170,10 @@ fn corpus() -> Vec<Vec<u8>> {
     let mut out = Vec::new();
     for folder in ["tests/golden/v1/encrypted", "tests/golden/v1/plain", "fuzz/seeds"] {
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
-        for file in std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display())) {
-            out.push(std::fs::read(file.unwrap().path()).unwrap());
+        for file in std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
+        {
+            let path = file.expect("the folder can be listed").path();
+            out.push(std::fs::read(path).expect("the file can be read"));
         }
     }
     out

@@ -7,16 +7,17 @@ use crate::fixture::{self, noise, prose};
 
 fn builder(ring: &KeyRing, capacity: usize) -> PackBuilder {
     let salt = fixture::salt("pack");
-    PackBuilder::new(ring, fixture::pack_name(3), PackKind::Data, salt, capacity).unwrap()
+    PackBuilder::new(ring, fixture::pack_name(3), PackKind::Data, salt, capacity)
+        .expect("the fixture is right")
 }
 
 fn open_all(ring: &KeyRing, pack: &FinishedPack) -> Vec<Vec<u8>> {
-    let reader = PackReader::new(ring, &pack.header).unwrap();
-    let mut decompressor = Decompressor::new().unwrap();
+    let reader = PackReader::new(ring, &pack.header).expect("the fixture is right");
+    let mut decompressor = Decompressor::new().expect("the fixture is right");
     let mut open = |row: &TableRow| {
-        let mut blob = pack.bytes[row.offset as usize..row.end() as usize].to_vec();
+        let mut blob = pack.bytes[row.range()].to_vec();
         let mut out = vec![0; row.plain_bytes as usize];
-        reader.open(&mut decompressor, row, &mut blob, &mut out).unwrap();
+        reader.open(&mut decompressor, row, &mut blob, &mut out).expect("the fixture is right");
         out
     };
     pack.rows.iter().map(&mut open).collect()
@@ -168,10 +169,10 @@ fn a_pack_never_grows_beyond_128_mib() {
 fn a_torn_pack_gives_back_its_whole_blobs() {
     let ring = fixture::ring(true);
     let pack = fixture::data_pack(&ring);
-    for length in [pack.bytes.len(), pack.bytes.len() - 1, pack.rows[2].end() as usize] {
+    for length in [pack.bytes.len(), pack.bytes.len() - 1, pack.rows[2].range().end] {
         assert_eq!(salvage(&ring, &pack.bytes[..length]).unwrap(), pack.rows);
     }
-    let torn = &pack.bytes[..pack.rows[2].end() as usize - 1];
+    let torn = &pack.bytes[..pack.rows[2].range().end - 1];
     assert_eq!(salvage(&ring, torn).unwrap(), pack.rows[..2]);
     assert!(matches!(self_check(&ring, torn), Err(Error::Checksum { .. })));
     assert!(salvage(&ring, &pack.bytes[..PACK_HEADER_BYTES]).unwrap().is_empty());
@@ -197,7 +198,7 @@ fn buffers_of_the_wrong_length_are_refused() {
     let reader = PackReader::new(&ring, &pack.header).unwrap();
     let mut decompressor = Decompressor::new().unwrap();
     let row = pack.rows[2];
-    let blob = &pack.bytes[row.offset as usize..row.end() as usize];
+    let blob = &pack.bytes[row.range()];
     for out in [776, 778] {
         let error = reader.open(&mut decompressor, &row, &mut blob.to_vec(), &mut vec![0; out]);
         assert!(matches!(error, Err(Error::BufferLength { what: "chunk", expected: 777, .. })));
@@ -251,7 +252,7 @@ proptest! {
         for plain in &blobs {
             let id = ring.chunk_id(BlobKind::Data, plain);
             let row = pack.push(&mut compressor, BlobKind::Data, &id, plain).unwrap();
-            prop_assert_eq!(row.end() as usize, pack.bytes());
+            prop_assert_eq!(row.range().end, pack.bytes());
             prop_assert!(row.stored_bytes as usize <= plain.len() + 16);
             pack.check_last(&mut decompressor, plain).unwrap();
         }

@@ -137,7 +137,7 @@ fn a_blob_opens_under_its_own_header_and_ordinal_only() {
         let ring = fixture::ring(encrypted);
         let pack = fixture::data_pack(&ring);
         let row = pack.rows[0];
-        let blob = &pack.bytes[row.offset as usize..row.end() as usize];
+        let blob = &pack.bytes[row.range()];
         let mut decompressor = Decompressor::new().unwrap();
         let mut open = |header: PackHeader, row: TableRow| {
             let mut out = vec![0; row.plain_bytes as usize];
