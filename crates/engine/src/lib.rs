@@ -18,12 +18,45 @@ pub mod progress;
 pub mod request;
 pub mod settings;
 
+mod backup;
+mod backup_disk;
+mod buffers;
+mod convert;
+mod parents;
+mod patch;
+mod restore;
+mod restore_check;
+mod restore_disk;
+mod source;
+mod stripe;
 mod throttle;
+mod volume;
+mod walk;
+mod workers;
 
+/// The NBD client, for callers that name exports.
+pub use aquifer_nbd as nbd;
+/// QEMU, for callers that name monitors and disks.
+pub use aquifer_qemu as qemu;
+/// The repository, for callers that open one.
+pub use aquifer_repository as repository;
+/// How a backup, and a disk of it, was read.
+pub use aquifer_repository::format::record::{Level, Mode as DiskMode};
+
+pub use backup::backup;
 pub use error::{Error, Kind, Result};
 pub use progress::{Event, EventSink};
 pub use request::{
-    BackupOutcome, BackupRequest, BackupState, DiskMode, DiskOutcome, Level, QmpSource, RestoreOutcome,
-    RestoreRequest, RestoredDisk, Source, VolumeSpec,
+    BackupOutcome, BackupRequest, BackupState, DiskOutcome, QmpSource, RestoreOutcome, RestoreRequest,
+    RestoredDisk, Source, VolumeSpec,
 };
+pub use restore::restore;
 pub use settings::{JobContext, JobSettings};
+
+/// The guard process: waits for the death of the process that started it, then takes its QEMU session away.
+///
+/// # Errors
+/// Those of QEMU, if something is left.
+pub async fn guard() -> Result<()> {
+    Ok(aquifer_qemu::guard::run().await?)
+}

@@ -114,9 +114,14 @@ pub struct StripePlan {
 }
 
 impl StripePlan {
-    /// The action of each chunk, in order.
-    pub fn actions(&self) -> &[Action] {
-        &self.actions
+    /// A stripe whose chunks all have the same action.
+    pub fn uniform(grid: Grid, index: u64, action: Action) -> Self {
+        StripePlan { index, actions: grid.stripe_chunks(index).map(|_| action).collect() }
+    }
+
+    /// Each chunk's number on the disk and its action, in order.
+    pub fn chunks(&self) -> impl Iterator<Item = (u64, Action)> + '_ {
+        (self.index * STRIPE_CHUNKS..).zip(self.actions.iter().copied())
     }
 
     /// The actions as runs of consecutive chunks, in order.

@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use aquifer_nbd::Uri;
-use aquifer_qemu::{GuardCommand, MonitorAddress, MonitorOptions, NbdListen, Quiesce, ScratchOptions};
+use aquifer_qemu::{DiskChoice, GuardCommand, MonitorAddress, MonitorOptions, NbdListen, Quiesce};
+use aquifer_repository::format::record::{Level, Mode};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -51,10 +52,12 @@ pub struct QmpSource {
     pub monitor: MonitorAddress,
     /// Certificates and deadlines for the monitor.
     pub monitor_options: MonitorOptions,
-    /// Our disk name and QEMU's qdev id, device, node name or file; empty takes every disk.
-    pub disks: Vec<(String, String)>,
-    /// Where the old contents of blocks go that the guest overwrites meanwhile.
-    pub scratch: ScratchOptions,
+    /// Our names for its disks, and which of them are wanted.
+    pub disks: DiskChoice,
+    /// Folder for the old contents of blocks that the guest overwrites meanwhile.
+    pub scratch: PathBuf,
+    /// Most bytes that these may take, over all disks.
+    pub scratch_max_bytes: Option<u64>,
     /// Where QEMU serves the frozen disks.
     pub listen: NbdListen,
     /// Whether the guest's file systems are frozen around the instant.
@@ -65,28 +68,6 @@ pub struct QmpSource {
     pub guard: Option<GuardCommand>,
     /// The domain's definition as the caller knows it (XML or JSON), kept with the backup.
     pub definition: Option<Vec<u8>>,
-}
-
-/// How a disk was read (FORMAT.md, "Record").
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum DiskMode {
-    /// The disk has no earlier backup, or the caller asked for a full one.
-    Full,
-    /// Only what the bitmap called dirty was read.
-    Bitmap,
-    /// It has an earlier backup but was read whole.
-    Rescan,
-}
-
-/// How a backup was read as a whole.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Level {
-    /// Against no earlier backup.
-    Full,
-    /// Against its parent.
-    Incremental,
 }
 
 /// State of a backup in an outcome.
@@ -137,7 +118,7 @@ pub struct DiskOutcome {
     /// Size in bytes.
     pub size_bytes: u64,
     /// How it was read.
-    pub mode: DiskMode,
+    pub mode: Mode,
     /// Why it was read that way, unless there was nothing to choose.
     pub reason: Option<String>,
     /// Bytes read from the source, without rechecked ones.

@@ -1,0 +1,331 @@
+//! One disk of a restore: tree → locate → fetch → open → put.
+//!
+//! The walk asks the index for a window of chunks at once, turns the answer into few large ranges of few
+//! packs, and lets many be fetched together. Processor threads open what arrives and put it at its offset:
+//! into a file directly, towards an export through lanes of its own.
+//!
+//! Invariant (P3): only bytes that hashed to the id in the tree, and have the length of their place on the
+//! disk, reach the volume.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use aquifer_repository::format::id::ChunkId;
+use aquifer_repository::{
+    ChunkOpener, Fetch, Location, Repository, TreeReader, TreeSpec, blob_bytes, plan_fetches,
+};
+use async_channel::{Receiver, Sender};
+use tokio::task::JoinSet;
+
+use crate::buffers::{Buffers, Share};
+use crate::error::{Error, Kind, Result};
+use crate::plan::Grid;
+use crate::progress::DiskMeter;
+use crate::volume::{Applied, Volume};
+use crate::walk::{Walk, Walked};
+use crate::workers::Worker;
+
+/// Chunks that are located together.
+const WINDOW_CHUNKS: usize = 2048;
+
+/// Unwanted bytes between two wanted blobs that are fetched along.
+const FETCH_GAP_BYTES: u32 = 128 << 10;
+
+/// Most bytes of one fetch: large enough for a bucket, small enough to share the work out.
+const FETCH_BYTES: u32 = 4 << 20;
+
+/// What all disks of a restore share.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    pub(crate) repository: Arc<Repository>,
+    pub(crate) jobs: Sender<Fetched>,
+    pub(crate) buffers: Arc<Buffers>,
+}
+
+/// One disk that is restored.
+pub(crate) struct Target {
+    pub(crate) name: String,
+    pub(crate) grid: Grid,
+    pub(crate) tree: TreeSpec,
+    pub(crate) volume: Volume,
+    pub(crate) meter: DiskMeter,
+    /// The way to the lanes of an export.
+    puts: Option<Sender<Put>>,
+    applied: Mutex<Applied>,
+    covered_bytes: AtomicU64,
+}
+
+impl Target {
+    pub(crate) fn new(
+        name: String,
+        grid: Grid,
+        tree: TreeSpec,
+        volume: Volume,
+        meter: DiskMeter,
+        puts: Option<Sender<Put>>,
+    ) -> Self {
+        let (applied, covered_bytes) = (Mutex::new(Applied::default()), AtomicU64::new(0));
+        Target { name, grid, tree, volume, meter, puts, applied, covered_bytes }
+    }
+
+    fn note(&self, applied: Applied) {
+        let bytes = applied.bytes();
+        self.applied.lock().unwrap_or_else(PoisonError::into_inner).add(&applied);
+        self.covered_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.meter.add(bytes);
+    }
+
+    /// What was done to the volume, when everything was.
+    ///
+    /// # Errors
+    /// `Internal` if not every byte of the disk is accounted for.
+    pub(crate) fn total(&self) -> Result<Applied> {
+        let covered = self.covered_bytes.load(Ordering::Relaxed);
+        if covered != self.grid.size_bytes() {
+            let text = format!(
+                "disk {}: {covered} of {} bytes are accounted for",
+                self.name,
+                self.grid.size_bytes()
+            );
+            return Err(Error::new(Kind::Internal, text));
+        }
+        Ok(*self.applied.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// No more chunks come.
+    pub(crate) fn close(&self) {
+        if let Some(puts) = &self.puts {
+            puts.close();
+        }
+    }
+
+    /// Names the disk in an error.
+    pub(crate) fn about(&self, error: Error) -> Error {
+        error.about(format_args!("disk {}", self.name)).with("disk", self.name.clone())
+    }
+
+    fn offset_of(&self, chunk: u64) -> Range<u64> {
+        self.grid.bytes_of(chunk..chunk + 1)
+    }
+}
+
+/// A walk over the disk of `target`.
+pub(crate) fn walk(repository: &Arc<Repository>, tree: TreeSpec, grid: Grid) -> Walk {
+    Walk::new(TreeReader::new(repository, tree), grid)
+}
+
+/// Fetches every chunk of the disk and hands it to the processor threads; clears what is zero.
+///
+/// # Errors
+/// The first failure, naming the disk.
+pub(crate) async fn read_tree(target: Arc<Target>, shared: Shared) -> Result<()> {
+    let (to_clear, gaps) = async_channel::bounded(WINDOW_CHUNKS);
+    let done = Box::pin(async {
+        tokio::try_join!(fetch_chunks(&target, &shared, to_clear), clear_gaps(&target, gaps))
+    });
+    done.await.map(|_| ()).map_err(|error| target.about(error))
+}
+
+async fn fetch_chunks(target: &Arc<Target>, shared: &Shared, to_clear: Sender<Range<u64>>) -> Result<()> {
+    let mut walk = walk(&shared.repository, target.tree, target.grid);
+    let mut fetches = JoinSet::new();
+    let mut window = Wanted::default();
+    while let Some(piece) = walk.next().await? {
+        match piece {
+            // The other side is gone only if it failed; that error is the one that counts.
+            Walked::Gap(range) => to_clear.send(range).await.map_err(|_| Error::cancelled())?,
+            Walked::Chunks(first, ids) => window.add(first, &ids),
+        }
+        if window.ids.len() >= WINDOW_CHUNKS {
+            start_fetches(target, shared, std::mem::take(&mut window), &mut fetches).await?;
+        }
+    }
+    start_fetches(target, shared, window, &mut fetches).await?;
+    drop(to_clear);
+    while let Some(ended) = fetches.join_next().await {
+        ended.map_err(|error| Error::caused(Kind::Internal, error))??;
+    }
+    Ok(())
+}
+
+async fn clear_gaps(target: &Target, gaps: Receiver<Range<u64>>) -> Result<()> {
+    while let Ok(range) = gaps.recv().await {
+        let zero_bytes = range.end - range.start;
+        target.volume.clear(range).await?;
+        target.note(Applied { zero_bytes, ..Applied::default() });
+    }
+    Ok(())
+}
+
+/// Chunks to fetch: each id once, with all its places.
+#[derive(Default)]
+struct Wanted {
+    ids: Vec<ChunkId>,
+    places: Vec<Vec<u64>>,
+    known: BTreeMap<ChunkId, usize>,
+}
+
+impl Wanted {
+    fn add(&mut self, first: u64, ids: &[ChunkId]) {
+        for (chunk, id) in (first..).zip(ids) {
+            let at = *self.known.entry(*id).or_insert(self.ids.len());
+            if at == self.ids.len() {
+                self.ids.push(*id);
+                self.places.push(Vec::new());
+            }
+            self.places[at].push(chunk);
+        }
+    }
+}
+
+async fn start_fetches(
+    target: &Arc<Target>,
+    shared: &Shared,
+    wanted: Wanted,
+    running: &mut JoinSet<Result<()>>,
+) -> Result<()> {
+    let Wanted { ids, mut places, .. } = wanted;
+    let repository = Arc::clone(&shared.repository);
+    let located = tokio::task::spawn_blocking(move || repository.locate(&ids)).await;
+    let locations = located.map_err(|error| Error::caused(Kind::Internal, error))??;
+    for fetch in plan_fetches(&locations, FETCH_GAP_BYTES, FETCH_BYTES) {
+        let items = fetch
+            .items
+            .iter()
+            .map(|item| Item {
+                location: locations[item.wanted],
+                at: item.at,
+                chunks: std::mem::take(&mut places[item.wanted]),
+            })
+            .collect();
+        let share = shared.buffers.share(usize::try_from(fetch.bytes).unwrap_or(usize::MAX)).await;
+        running.spawn(fetch_one(Arc::clone(target), shared.clone(), fetch, items, share));
+        // Finished ones are taken away, so that the set stays as small as the budget.
+        while let Some(ended) = running.try_join_next() {
+            ended.map_err(|error| Error::caused(Kind::Internal, error))??;
+        }
+    }
+    Ok(())
+}
+
+async fn fetch_one(
+    target: Arc<Target>,
+    shared: Shared,
+    fetch: Fetch,
+    items: Vec<Item>,
+    share: Share,
+) -> Result<()> {
+    let blob = shared.repository.fetch(&fetch.pack, u64::from(fetch.offset), u64::from(fetch.bytes)).await?;
+    let fetched = Fetched { target, blob: blob.into(), items, _share: share };
+    // What ended the threads is the error that the job reports.
+    let sent = shared.jobs.send(fetched).await;
+    sent.map_err(|_| Error::new(Kind::Internal, "the processor threads ended early"))
+}
+
+/// One blob of a fetched range.
+struct Item {
+    location: Location,
+    at: u32,
+    chunks: Vec<u64>,
+}
+
+/// A fetched range for the processor threads.
+pub(crate) struct Fetched {
+    target: Arc<Target>,
+    blob: Vec<u8>,
+    items: Vec<Item>,
+    _share: Share,
+}
+
+/// A processor thread of a restore.
+pub(crate) struct Opener {
+    opener: ChunkOpener,
+    plain: Vec<u8>,
+    old: Vec<u8>,
+}
+
+impl Opener {
+    pub(crate) fn new(opener: ChunkOpener) -> Self {
+        Opener { opener, plain: Vec::new(), old: Vec::new() }
+    }
+
+    fn put(&mut self, fetched: &mut Fetched) -> Result<()> {
+        let target = &fetched.target;
+        for item in &fetched.items {
+            let bytes = usize::try_from(item.location.row.plain_bytes).unwrap_or(usize::MAX);
+            let start = usize::try_from(item.at).unwrap_or(usize::MAX);
+            let end = start.saturating_add(usize::try_from(blob_bytes(&item.location)).unwrap_or(usize::MAX));
+            let limit = usize::try_from(target.grid.chunk_bytes()).unwrap_or(usize::MAX);
+            let Some(blob) = fetched.blob.get_mut(start..end).filter(|_| bytes <= limit) else {
+                return Err(misplaced(&item.location, "lies outside what was fetched"));
+            };
+            self.plain.resize(bytes, 0);
+            self.opener.open(&item.location, blob, &mut self.plain)?;
+            for &chunk in &item.chunks {
+                let place = target.offset_of(chunk);
+                if place.end - place.start != u64::from(item.location.row.plain_bytes) {
+                    return Err(misplaced(&item.location, "has not the length of its place on the disk"));
+                }
+                self.put_at(target, place.start)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn put_at(&mut self, target: &Arc<Target>, offset: u64) -> Result<()> {
+        match (target.volume.file(), &target.puts) {
+            (Some(file), _) => {
+                target.note(file.put(target.volume.blank, offset, &self.plain, &mut self.old)?);
+                Ok(())
+            }
+            (None, Some(puts)) => {
+                let put = Put { target: Arc::clone(target), offset, bytes: self.plain.clone() };
+                let sent = puts.send_blocking(put);
+                sent.map_err(|_| Error::new(Kind::Internal, "the lanes to the volume ended early"))
+            }
+            (None, None) => Err(Error::new(Kind::Internal, "the volume has no way in")),
+        }
+    }
+}
+
+fn misplaced(location: &Location, what: &str) -> Error {
+    let text = format!("chunk {} of pack {} {what}", location.row.id, location.pack);
+    Error::new(Kind::Corrupt, text).hint("verify the repository; rebuild the index if only that is damaged")
+}
+
+impl Worker for Opener {
+    type Job = Fetched;
+
+    fn run(&mut self, jobs: &mut Vec<Fetched>) -> Result<()> {
+        for mut fetched in jobs.drain(..) {
+            self.put(&mut fetched).map_err(|error| fetched.target.about(error))?;
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A chunk on its way to an export.
+pub(crate) struct Put {
+    target: Arc<Target>,
+    offset: u64,
+    bytes: Vec<u8>,
+}
+
+/// Puts chunks into an export, one after the other.
+pub(crate) async fn put_lane(puts: Receiver<Put>) -> Result<()> {
+    while let Ok(Put { target, offset, bytes }) = puts.recv().await {
+        let Some(nbd) = target.volume.nbd() else {
+            return Err(Error::new(Kind::Internal, "a file was sent to the lanes of an export"));
+        };
+        let (applied, _) =
+            nbd.put(target.volume.blank, offset, bytes).await.map_err(|error| target.about(error))?;
+        target.note(applied);
+    }
+    Ok(())
+}
