@@ -7,8 +7,8 @@ PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 # program:package. The program decides, so that one from elsewhere counts as well.
 programs='g++:g++ make:make qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils qemu-nbd:qemu-utils
 qemu-storage-daemon:qemu-system-common nbdkit:nbdkit nbdinfo:libnbd-bin nbd-server:nbd-server openssl:openssl
-certtool:gnutls-bin ssh:openssh-client sshd:openssh-server xmllint:libxml2-utils zstd:zstd'
-bench_programs='mmdebstrap:mmdebstrap mkfs.ext4:e2fsprogs restic:restic'
+certtool:gnutls-bin ssh:openssh-client sshd:openssh-server xmllint:libxml2-utils zstd:zstd mkfs.ext4:e2fsprogs systemd-analyze:systemd'
+bench_programs='mmdebstrap:mmdebstrap restic:restic'
 # Services among these: the tests need their programs, nobody asked for a daemon.
 services='nbd-server ssh'
 
@@ -74,4 +74,4 @@ if ! command -v cargo >/dev/null; then
     echo "deps: Rust is missing (1.95 or later): see https://rustup.rs" >&2
     exit 1
 fi
-"$(dirname "$0")/guest-kernel.sh"
+"$(dirname "$0")/guest-files.sh"

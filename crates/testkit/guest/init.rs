@@ -1,8 +1,9 @@
 //! The program that runs in the test guest, as its first and only process.
 //!
 //! It loads the kernel modules that the initramfs carries, waits for the disks that the kernel command line announces,
-//! and writes the history of [`pattern`] to them, one write at a time, each straight to the device. On the serial
-//! console it reports `SEQ n` (write n has completed), and `FAIL why` before it gives up; the kernel then panics and
+//! and writes the history of [`pattern`] to them, one write at a time, each straight to the device. Asked to, it also
+//! mounts the ext4 file system of one more disk, writes files there, and starts the guest agent, which can freeze it. On
+//! the serial console it reports `SEQ n` (write n has completed) and `FILE n` (file n is written and synced), and `FAIL why` before it gives up; the kernel then panics and
 //! QEMU ends. It is compiled by itself, without dependencies, into a static executable.
 //!
 //! Invariant: write n + 1 is not issued before write n has completed.
@@ -11,12 +12,13 @@
 #[allow(dead_code, reason = "what only the checker needs")]
 mod pattern;
 
-use std::ffi::{CStr, c_char, c_int, c_long, c_ulong, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_long, c_ulong, c_void};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -63,6 +65,10 @@ fn run() -> io::Result<()> {
     let disks = open_disks(settings.disks)?;
     let sizes = disks.iter().map(disk_bytes).collect::<io::Result<Vec<_>>>()?;
     let pattern = Pattern::new(&sizes).ok_or_else(|| io::Error::other("no disks, or one is too small"))?;
+    if settings.files {
+        start_agent()?;
+        start_files(settings.disks)?;
+    }
     println!("READY {} disks", disks.len());
     write_history(&pattern, &disks, &settings)
 }
@@ -71,6 +77,7 @@ struct Settings {
     disks: usize,
     first_write: u64,
     writes_per_second: u64,
+    files: bool,
 }
 
 impl Settings {
@@ -86,20 +93,55 @@ impl Settings {
             disks: usize::try_from(value("rig.disks")?).map_err(io::Error::other)?,
             first_write: value("rig.first")?,
             writes_per_second: value("rig.rate")?,
+            files: value("rig.files")? != 0,
         })
     }
 }
 
 fn mount_kernel_files() -> io::Result<()> {
     for (kind, target) in [(c"proc", c"/proc"), (c"devtmpfs", c"/dev"), (c"sysfs", c"/sys")] {
-        fs::create_dir_all(Path::new(text(target)))?;
-        // SAFETY: all strings end in zero and live through the call; these file systems take no data.
-        let failed =
-            unsafe { mount(kind.as_ptr(), target.as_ptr(), kind.as_ptr(), 0, std::ptr::null()) } != 0;
-        if failed {
-            return Err(context(io::Error::last_os_error(), text(target)));
+        mount_at(kind, target, kind)?;
+    }
+    Ok(())
+}
+
+fn mount_at(source: &CStr, target: &CStr, kind: &CStr) -> io::Result<()> {
+    // SAFETY: all strings end in zero and live through the call; none of these file systems takes further data.
+    let failed = unsafe { mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), 0, std::ptr::null()) } != 0;
+    if failed { Err(context(io::Error::last_os_error(), &format!("mounting {source:?}"))) } else { Ok(()) }
+}
+
+/// Starts the guest agent at the port that QEMU has named for it.
+fn start_agent() -> io::Result<()> {
+    for port in fs::read_dir("/sys/class/virtio-ports")? {
+        let port = port?;
+        if fs::read_to_string(port.path().join("name"))?.trim() == "org.qemu.guest_agent.0" {
+            let device = Path::new("/dev").join(port.file_name());
+            let mut agent = Command::new("/usr/sbin/qemu-ga");
+            agent.args(["-m", "virtio-serial", "-t", "/run", "-f", "/run/agent.pid", "-p"]).arg(device);
+            return agent.spawn().map(drop).map_err(|error| context(error, "qemu-ga"));
         }
     }
+    Err(io::Error::other("there is no port for the guest agent"))
+}
+
+/// Mounts the disk behind the first `disks` ones, and writes one file after the other there, for ever.
+fn start_files(disks: usize) -> io::Result<()> {
+    let device = CString::new(format!("/dev/vd{}", ('a'..='z').nth(disks).unwrap_or('a')))?;
+    mount_at(&device, c"/mnt", c"ext4")?;
+    thread::spawn(|| {
+        for number in 1_u64.. {
+            let written = File::create(format!("/mnt/{}", number % 16)).and_then(|mut file| {
+                file.write_all(format!("{number}\n").repeat(5000).as_bytes())?;
+                file.sync_all()
+            });
+            match written {
+                Ok(()) => println!("FILE {number}"),
+                Err(error) => return println!("FAIL file {number}: {error}"),
+            }
+            thread::sleep(REPORT_EVERY);
+        }
+    });
     Ok(())
 }
 
@@ -186,10 +228,6 @@ fn range_command(disk: &File, request: c_ulong, offset: u64, bytes: u64) -> io::
 /// Memory that a device may be written from directly.
 #[repr(align(4096))]
 struct Aligned<const BYTES: usize>([u8; BYTES]);
-
-fn text(name: &'static CStr) -> &'static str {
-    name.to_str().unwrap_or_default()
-}
 
 fn context(error: io::Error, what: &str) -> io::Error {
     io::Error::new(error.kind(), format!("{what}: {error}"))

@@ -56,6 +56,13 @@ impl Disk {
         Ok(Disk { name: name.to_owned(), path, format, bytes })
     }
 
+    /// A new raw image with an empty ext4 file system.
+    pub fn create_ext4(folder: &Path, name: &str, bytes: u64) -> Result<Disk> {
+        let disk = Disk::create(folder, name, Format::Raw, bytes)?;
+        tools::run(Command::new(tools::tool("mkfs.ext4")?).args(["-q", "-F"]).arg(&disk.path))?;
+        Ok(disk)
+    }
+
     /// Writes the disk's content as raw bytes to `target`, with nobody else using the image.
     pub fn export_raw(&self, target: &Path) -> Result<()> {
         let mut convert = Command::new(tools::tool("qemu-img")?);

@@ -29,6 +29,8 @@ pub struct GuestOptions {
     pub first_write: u64,
     /// QMP monitors beside the one that the test itself uses.
     pub monitors: usize,
+    /// One more disk, with an ext4 file system that the guest mounts and writes files to. The guest agent runs, too.
+    pub file_system: Option<Disk>,
     /// Hard limit of the guest's life.
     pub life: Duration,
     /// Further arguments for QEMU.
@@ -41,6 +43,7 @@ impl Default for GuestOptions {
             writes_per_second: 300,
             first_write: 1,
             monitors: 1,
+            file_system: None,
             life: Duration::from_secs(300),
             arguments: Vec::new(),
         }
@@ -74,7 +77,8 @@ impl Guest {
             Ok(own.exists().then_some(()))
         })?;
         let qmp = Qmp::connect(&own)?;
-        let mut guest = Guest { qemu, qmp, folder: folder.to_owned(), disks: disks.to_vec() };
+        let disks = disks.iter().chain(&options.file_system).cloned().collect();
+        let mut guest = Guest { qemu, qmp, folder: folder.to_owned(), disks };
         guest.wait_seq(options.first_write, BOOT_WITHIN)?;
         Ok(guest)
     }
@@ -84,12 +88,22 @@ impl Guest {
         monitor_socket(&self.folder, number)
     }
 
+    /// The guest agent's socket, where the guest has a file system.
+    pub fn agent(&self) -> PathBuf {
+        agent_socket(&self.folder)
+    }
+
+    /// How many times the guest has written to its file system: it cannot while that is frozen.
+    pub fn files_written(&self) -> u64 {
+        reports(&self.serial(), "FILE ").last().unwrap_or(0)
+    }
+
     /// The test's own monitor.
     pub fn qmp(&mut self) -> &mut Qmp {
         &mut self.qmp
     }
 
-    /// The guest's disks, in its order.
+    /// The guest's disks, in its order; the one with the file system is the last.
     pub fn disks(&self) -> &[Disk] {
         &self.disks
     }
@@ -107,7 +121,7 @@ impl Guest {
 
     /// The newest write that the guest is known to have completed; 0 before the first report.
     pub fn seq(&self) -> u64 {
-        reports(&self.serial()).last().unwrap_or(0)
+        reports(&self.serial(), "SEQ ").last().unwrap_or(0)
     }
 
     /// Waits until write `seq` is known to have completed, and returns the newest one that is.
@@ -118,7 +132,7 @@ impl Guest {
             let failed = console.lines().find(|line| line.contains("FAIL ") || line.contains("Kernel panic"));
             ensure!(failed.is_none(), "the guest gave up: {}", failed.unwrap_or_default());
             qemu.ensure_running().with_context(|| format!("its console: {console}"))?;
-            Ok(reports(&console).last().filter(|&newest| newest >= seq))
+            Ok(reports(&console, "SEQ ").last().filter(|&newest| newest >= seq))
         })
     }
 
@@ -171,10 +185,11 @@ fn command_line(folder: &Path, disks: &[Disk], options: &GuestOptions, boot: &Bo
     qemu.args(["-serial", &format!("file:{}", folder.join("serial.log").display())]);
     qemu.arg("-kernel").arg(&boot.kernel).arg("-initrd").arg(&boot.initramfs);
     qemu.arg("-append").arg(format!(
-        "console=ttyS0 quiet panic=-1 rig.disks={} rig.first={} rig.rate={}",
+        "console=ttyS0 quiet panic=-1 rig.disks={} rig.first={} rig.rate={} rig.files={}",
         disks.len(),
         options.first_write,
-        options.writes_per_second
+        options.writes_per_second,
+        u8::from(options.file_system.is_some()),
     ));
     let monitors = (0..options.monitors).map(|number| monitor_socket(folder, number));
     for (number, socket) in monitors.chain([folder.join("own.qmp")]).enumerate() {
@@ -184,7 +199,13 @@ fn command_line(folder: &Path, disks: &[Disk], options: &GuestOptions, boot: &Bo
         ]);
         qemu.args(["-mon", &format!("chardev=mon{number},mode=control")]);
     }
-    for disk in disks {
+    if options.file_system.is_some() {
+        let socket = agent_socket(folder);
+        qemu.args(["-chardev", &format!("socket,id=agent,server=on,wait=off,path={}", socket.display())]);
+        qemu.args(["-device", "virtio-serial-pci", "-device"]);
+        qemu.arg("virtserialport,chardev=agent,name=org.qemu.guest_agent.0");
+    }
+    for disk in disks.iter().chain(&options.file_system) {
         for document in disk.blockdevs() {
             qemu.arg("-blockdev").arg(document.to_string());
         }
@@ -198,10 +219,14 @@ fn monitor_socket(folder: &Path, number: usize) -> PathBuf {
     folder.join(format!("{number}.qmp"))
 }
 
-/// The writes that the console reports. A line still being printed is left out.
-fn reports(console: &str) -> impl Iterator<Item = u64> {
+fn agent_socket(folder: &Path) -> PathBuf {
+    folder.join("agent.sock")
+}
+
+/// The numbers that the console reports after `word`. A line still being printed is left out.
+fn reports(console: &str, word: &str) -> impl Iterator<Item = u64> {
     let whole = console.rfind('\n').map_or("", |end| &console[..end]);
-    whole.lines().filter_map(|line| line.strip_prefix("SEQ ")?.trim_end().parse().ok())
+    whole.lines().filter_map(move |line| line.strip_prefix(word)?.trim_end().parse().ok())
 }
 
 #[cfg(test)]
@@ -210,8 +235,8 @@ mod tests {
 
     #[test]
     fn a_report_counts_once_its_line_is_whole() {
-        assert_eq!(reports("READY 2 disks\r\nSEQ 12\r\nSEQ 13").last(), Some(12));
-        assert_eq!(reports("SEQ 12\r\nSEQ 1345\r\n").last(), Some(1345));
-        assert_eq!(reports("").last(), None);
+        assert_eq!(reports("READY 2 disks\r\nSEQ 12\r\nSEQ 13", "SEQ ").last(), Some(12));
+        assert_eq!(reports("SEQ 12\r\nFILE 7\r\nSEQ 1345\r\n", "SEQ ").last(), Some(1345));
+        assert_eq!(reports("", "SEQ ").last(), None);
     }
 }

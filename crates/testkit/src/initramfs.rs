@@ -1,7 +1,7 @@
-//! What the guest boots: Debian's cloud kernel and an initramfs with its modules and our one program.
+//! What the guest boots: Debian's cloud kernel and an initramfs with its modules, our one program, and the guest agent.
 //!
-//! The kernel comes from `make deps`, which unpacks Debian's package into the cache folder; it is never installed. The
-//! guest program is compiled here, once for each change of it, and lies in the same folder. The archive is cpio's
+//! Kernel and agent come from `make deps`, which unpacks Debian's packages into the cache folder; they are never
+//! installed. The guest program is compiled here, once for each change of it, and lies in the same folder. The archive is cpio's
 //! "newc" format, which is what the kernel unpacks into its first root.
 
 use std::fs::{self, File};
@@ -17,8 +17,15 @@ const INIT: &str = include_str!("../guest/init.rs");
 const PATTERN: &str = include_str!("pattern.rs");
 
 /// In the order in which they need each other.
-const MODULES: [&str; 6] =
-    ["virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_blk"];
+const MODULES: [&str; 7] = [
+    "virtio_ring",
+    "virtio",
+    "virtio_pci_legacy_dev",
+    "virtio_pci_modern_dev",
+    "virtio_pci",
+    "virtio_blk",
+    "virtio_console",
+];
 
 /// The two files that QEMU needs to boot the guest.
 pub(crate) struct Boot {
@@ -29,26 +36,24 @@ pub(crate) struct Boot {
 impl Boot {
     /// Finds both files, and builds the second one first if it is not there yet.
     pub(crate) fn prepare() -> Result<Boot> {
-        let cache = tools::cache_dir()?;
-        let kernel = cache.join("kernel/vmlinuz");
-        let modules = cache.join("kernel/modules");
+        let parts = tools::cache_dir()?.join("guest");
+        let kernel = parts.join("vmlinuz");
         if !kernel.exists() {
             bail!("the test guest has no kernel: {} is missing (`make deps` fetches it)", kernel.display());
         }
-        let release =
-            fs::read_to_string(cache.join("kernel/release")).context("the test guest's kernel release")?;
+        let release = fs::read_to_string(parts.join("release")).context("the test guest's kernel release")?;
         let mut hasher = DefaultHasher::new();
         (INIT, PATTERN, release, MODULES).hash(&mut hasher);
-        let initramfs = cache.join(format!("guest-{:016x}.cpio", hasher.finish()));
+        let initramfs = parts.join(format!("initramfs-{:016x}", hasher.finish()));
 
         // Tests run side by side, in threads and in processes: one builds, the others wait for it.
-        let lock = File::create(cache.join("guest.lock"))?;
+        let lock = File::create(parts.join("lock"))?;
         lock.lock()?;
         if !initramfs.exists() {
-            let scratch = tempfile::tempdir_in(&cache)?;
+            let scratch = tempfile::tempdir_in(&parts)?;
             let init = compile(scratch.path())?;
             let unfinished = scratch.path().join("initramfs");
-            fs::write(&unfinished, archive(&init, &modules)?)?;
+            fs::write(&unfinished, archive(&init, &parts)?)?;
             fs::rename(&unfinished, &initramfs)?;
         }
         Ok(Boot { kernel, initramfs })
@@ -69,21 +74,23 @@ fn compile(scratch: &Path) -> Result<Vec<u8>> {
     Ok(fs::read(program)?)
 }
 
-fn archive(init: &[u8], modules: &Path) -> Result<Vec<u8>> {
+/// Packs the program, and what `make deps` has placed in the folder `parts`.
+fn archive(init: &[u8], parts: &Path) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
-    for folder in ["dev", "proc", "sys", "modules"] {
+    for folder in ["dev", "proc", "sys", "run", "mnt", "modules"] {
         archive.folder(folder)?;
     }
     archive.file("init", 0o755, init)?;
     for (order, name) in MODULES.iter().enumerate() {
         // One that is missing is part of the kernel itself: the boot shows it if not.
         for end in ["ko", "ko.xz", "ko.zst"] {
-            let path = modules.join(format!("{name}.{end}"));
+            let path = parts.join(format!("modules/{name}.{end}"));
             if path.exists() {
                 archive.file(&format!("modules/{order:02}-{name}.{end}"), 0o644, &fs::read(path)?)?;
             }
         }
     }
+    archive.tree(&parts.join("agent"), "")?;
     archive.finish()
 }
 
@@ -101,6 +108,24 @@ impl Archive {
 
     fn file(&mut self, name: &str, mode: u32, content: &[u8]) -> Result<()> {
         self.entry(name, 0o100_000 | mode, content)
+    }
+
+    /// Everything under a folder, as executable files; `name` is where it goes.
+    fn tree(&mut self, folder: &Path, name: &str) -> Result<()> {
+        let entries =
+            fs::read_dir(folder).with_context(|| format!("{} (`make deps` makes it)", folder.display()))?;
+        let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+        paths.sort();
+        for path in paths {
+            let name = format!("{name}{}", path.file_name().unwrap_or_default().to_string_lossy());
+            if path.is_dir() {
+                self.folder(&name)?;
+                self.tree(&path, &format!("{name}/"))?;
+            } else {
+                self.file(&name, 0o755, &fs::read(&path)?)?;
+            }
+        }
+        Ok(())
     }
 
     fn entry(&mut self, name: &str, mode: u32, content: &[u8]) -> Result<()> {

@@ -11,7 +11,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 
 /// Debian's package of each program that is not named like it.
-const PACKAGES: [(&str, &str); 8] = [
+const PACKAGES: [(&str, &str); 12] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("qemu-storage-daemon", "qemu-system-common or qemu-utils"),
     ("qemu-img", "qemu-utils"),
@@ -20,6 +20,10 @@ const PACKAGES: [(&str, &str); 8] = [
     ("nbdcopy", "libnbd-bin"),
     ("xmllint", "libxml2-utils"),
     ("sshd", "openssh-server"),
+    ("mkfs.ext4", "e2fsprogs"),
+    ("dumpe2fs", "e2fsprogs"),
+    ("e2fsck", "e2fsprogs"),
+    ("systemd-analyze", "systemd"),
 ];
 
 /// The program `name`, from the QEMU prefix if it is QEMU's and one is set, else from `PATH` or the folders of `sbin`.

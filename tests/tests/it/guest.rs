@@ -1,11 +1,13 @@
 //! The rig itself: what the checker says of a live guest's disks must be true, and it must be able to say no.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use aquifer_testkit::{Disk, Flaw, Format, Guest, GuestOptions, check, tempdir};
+use aquifer_testkit::{Disk, Flaw, Format, Guest, GuestOptions, check, process, tempdir};
 
 use crate::Outcome;
 
@@ -91,11 +93,38 @@ fn a_killed_guest_and_an_ended_one_leave_no_process() -> Outcome {
     let mut guest = Guest::start(folder.path(), &disks, &GuestOptions::default())?;
     let qemu = guest.process().pid()?;
     guest.process().kill()?;
-    ensure!(!aquifer_testkit::process::is_alive(qemu), "QEMU survived its kill");
+    ensure!(!process::is_alive(qemu), "QEMU survived its kill");
 
     let mut guest = Guest::start(folder.path(), &disks, &GuestOptions::default())?;
     let qemu = guest.process().pid()?;
     drop(guest);
-    ensure!(!aquifer_testkit::process::is_alive(qemu), "QEMU survived the guest");
+    ensure!(!process::is_alive(qemu), "QEMU survived the guest");
     Ok(())
+}
+
+#[test]
+#[ignore = "slow group guest"]
+fn a_guest_with_a_file_system_has_an_agent_that_freezes_it() -> Outcome {
+    let folder = tempdir()?;
+    let disks = [Disk::create(folder.path(), "vda", Format::Raw, DISK_BYTES)?];
+    let file_system = Some(Disk::create_ext4(folder.path(), "files", DISK_BYTES)?);
+    let mut guest =
+        Guest::start(folder.path(), &disks, &GuestOptions { file_system, ..GuestOptions::default() })?;
+    process::wait_for("a file", 60 * SECOND, || Ok((guest.files_written() > 0).then_some(())))?;
+
+    let mut agent = UnixStream::connect(guest.agent())?;
+    agent.write_all(b"{\"execute\": \"guest-fsfreeze-freeze\"}\n")?;
+    let mut answer = [0; 64];
+    let length = agent.read(&mut answer)?;
+    let answer = String::from_utf8_lossy(&answer[..length]);
+    ensure!(answer.contains("\"return\": 1"), "the agent did not freeze one file system: {answer}");
+
+    let frozen_at = guest.files_written();
+    guest.next_seq()?;
+    let written = guest.seq() + 100;
+    guest.wait_seq(written, 60 * SECOND)?;
+    // One more may have been written before the freeze and reported after it.
+    ensure!(guest.files_written() <= frozen_at + 1, "files were written while frozen");
+    agent.write_all(b"{\"execute\": \"guest-fsfreeze-thaw\"}\n")?;
+    process::wait_for("more files", 60 * SECOND, || Ok((guest.files_written() > frozen_at + 1).then_some(())))
 }

@@ -12,6 +12,7 @@ mod image_source;
 mod kill9;
 mod nbd_source;
 mod packaging;
+mod quiesce;
 mod rig;
 mod tidy;
 
