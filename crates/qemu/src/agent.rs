@@ -33,11 +33,15 @@ const THAW_ATTEMPTS: u32 = 5;
 /// Byte that makes the agent forget half a request, and that precedes a delimited answer.
 const DELIMITER: u8 = 0xFF;
 
-/// A connection to a guest agent, in step with it.
+/// A guest agent, and the connection to it.
 pub(crate) struct Agent {
     address: MonitorAddress,
     options: MonitorOptions,
     host: Arc<Host>,
+    stream: Option<Stream>,
+}
+
+struct Stream {
     reader: BufReader<Reader>,
     writer: Writer,
 }
@@ -55,15 +59,8 @@ impl Agent {
             }
             _ => Arc::new(Host::of(address, options).await?),
         };
-        let (reader, writer) = transport::connect(address, options, &host).await?;
-        let mut agent = Self {
-            address: address.clone(),
-            options: options.clone(),
-            host,
-            reader: BufReader::new(reader),
-            writer,
-        };
-        agent.synchronise().await?;
+        let mut agent = Self { address: address.clone(), options: options.clone(), host, stream: None };
+        agent.connect_afresh().await?;
         Ok(agent)
     }
 
@@ -76,49 +73,48 @@ impl Agent {
     pub(crate) async fn thaw(&mut self) -> Result<()> {
         let mut outcome = self.ask("guest-fsfreeze-thaw", ANSWER_DEADLINE).await;
         for _ in 1..THAW_ATTEMPTS {
-            match outcome {
+            match &outcome {
                 Ok(_) => break,
                 Err(error) => tracing::warn!(%error, "thaw failed, trying again"),
             }
-            outcome = match Self::connect_beside(&self.address, &self.options, &self.host).await {
-                Ok(fresh) => {
-                    *self = fresh;
-                    self.ask("guest-fsfreeze-thaw", ANSWER_DEADLINE).await
-                }
+            outcome = match self.connect_afresh().await {
+                Ok(()) => self.ask("guest-fsfreeze-thaw", ANSWER_DEADLINE).await,
                 Err(error) => Err(error),
             };
         }
         outcome.map(drop)
     }
 
+    /// The agent serves one client at a time, so the old connection goes before the new one comes.
+    async fn connect_afresh(&mut self) -> Result<()> {
+        self.stream = None;
+        let (reader, writer) = transport::connect(&self.address, &self.options, &self.host).await?;
+        self.stream = Some(Stream { reader: BufReader::new(reader), writer });
+        self.synchronise().await
+    }
+
     /// Sends the delimiter and a number, and reads until that number comes back.
     async fn synchronise(&mut self) -> Result<()> {
         static NUMBER: AtomicU32 = AtomicU32::new(1);
-        // Different from what another process used a moment ago on the same socket.
-        let id = u64::from(std::process::id()) << 32 | u64::from(NUMBER.fetch_add(1, Ordering::Relaxed));
-        let id = id & i64::MAX.unsigned_abs();
+        // Another than any other process used a moment ago on the same socket.
+        let id = (u64::from(std::process::id()) << 32) | u64::from(NUMBER.fetch_add(1, Ordering::Relaxed));
         let request = json!({"execute": "guest-sync-delimited", "arguments": {"id": id}});
-        let address = self.address.to_string();
-        let exchange = async {
-            self.writer.write_all(&[DELIMITER]).await?;
-            self.send(&request).await?;
-            loop {
-                if self.receive().await?["return"] == id {
-                    return Ok(());
-                }
-            }
-        };
-        within(address, "guest-sync-delimited", ANSWER_DEADLINE, exchange).await
+        self.within("guest-sync-delimited", ANSWER_DEADLINE, async |stream| {
+            stream.writer.write_all(&[DELIMITER]).await?;
+            stream.send(&request).await?;
+            while stream.receive().await?["return"] != id {}
+            Ok(())
+        })
+        .await
     }
 
     async fn ask(&mut self, command: &'static str, deadline: Duration) -> Result<Value> {
         let request = json!({"execute": command});
-        let address = self.address.to_string();
-        let exchange = async {
-            self.send(&request).await?;
-            self.receive().await
+        let exchange = async |stream: &mut Stream| {
+            stream.send(&request).await?;
+            stream.receive().await
         };
-        let mut answer = within(address, command, deadline, exchange).await?;
+        let mut answer = self.within(command, deadline, exchange).await?;
         match answer.get("error") {
             Some(error) => Err(Error::AgentRefused {
                 address: self.address.to_string(),
@@ -129,6 +125,30 @@ impl Agent {
         }
     }
 
+    /// An exchange that fails or is dropped half way takes its connection along: its answer may still come, and
+    /// must not be taken for the next one's.
+    async fn within<T>(
+        &mut self,
+        command: &'static str,
+        deadline: Duration,
+        exchange: impl AsyncFnOnce(&mut Stream) -> io::Result<T>,
+    ) -> Result<T> {
+        let address = self.address.to_string();
+        let Some(mut stream) = self.stream.take() else {
+            return Err(Error::AgentBroken { address, source: io::ErrorKind::NotConnected.into() });
+        };
+        match timeout(deadline, exchange(&mut stream)).await {
+            Err(_) => Err(Error::AgentSilent { address, command, deadline_ms: millis(deadline) }),
+            Ok(Err(source)) => Err(Error::AgentBroken { address, source }),
+            Ok(Ok(answer)) => {
+                self.stream = Some(stream);
+                Ok(answer)
+            }
+        }
+    }
+}
+
+impl Stream {
     async fn send(&mut self, request: &Value) -> io::Result<()> {
         self.writer.write_all(format!("{request}\n").as_bytes()).await?;
         self.writer.flush().await
@@ -143,19 +163,6 @@ impl Agent {
         }
         let start = line.iter().rposition(|&byte| byte == DELIMITER).map_or(0, |at| at + 1);
         Ok(serde_json::from_slice(&line[start..]).unwrap_or(Value::Null))
-    }
-}
-
-async fn within<T>(
-    address: String,
-    command: &'static str,
-    deadline: Duration,
-    exchange: impl Future<Output = io::Result<T>>,
-) -> Result<T> {
-    match timeout(deadline, exchange).await {
-        Err(_) => Err(Error::AgentSilent { address, command, deadline_ms: millis(deadline) }),
-        Ok(Err(source)) => Err(Error::AgentBroken { address, source }),
-        Ok(Ok(answer)) => Ok(answer),
     }
 }
 
@@ -210,22 +217,30 @@ impl Frozen {
     }
 }
 
+/// Owns the guest from freeze to thaw.
 async fn hold(
     mut agent: Agent,
     started: oneshot::Sender<Result<()>>,
-    released: oneshot::Receiver<()>,
+    mut released: oneshot::Receiver<()>,
 ) -> Result<Thawed> {
-    let frozen = agent.ask("guest-fsfreeze-freeze", FREEZE_DEADLINE).await;
+    let frozen = tokio::select! {
+        frozen = agent.ask("guest-fsfreeze-freeze", FREEZE_DEADLINE) => Some(frozen),
+        // The session was dropped while the agent still writes out.
+        _ = &mut released => None,
+    };
     let since = Instant::now();
-    if let Err(error) = frozen {
+    let thawed = |by_watchdog| Thawed { frozen_ms: millis(since.elapsed()), by_watchdog };
+    let Some(Ok(_)) = frozen else {
         // It may have frozen a part, or do it yet.
-        let thawed = agent.thaw().await;
-        // A receiver that is gone wanted nothing but the thaw.
-        let _ = started.send(Err(error));
-        return thawed.map(|()| Thawed { frozen_ms: millis(since.elapsed()), by_watchdog: false });
-    }
+        let outcome = agent.thaw().await;
+        if let Some(Err(error)) = frozen {
+            // A receiver that is gone wanted nothing but the thaw.
+            let _ = started.send(Err(error));
+        }
+        return outcome.map(|()| thawed(false));
+    };
     let _ = started.send(Ok(()));
     let by_watchdog = timeout(FROZEN_MAX, released).await.is_err();
     agent.thaw().await?;
-    Ok(Thawed { frozen_ms: millis(since.elapsed()), by_watchdog })
+    Ok(thawed(by_watchdog))
 }

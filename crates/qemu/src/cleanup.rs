@@ -204,6 +204,10 @@ pub(crate) async fn sweep(
             Err(error) => return Err(error),
         }
     }
+    if !found.jobs.is_empty() && !report.continued {
+        // A write that failed just before its job ended stops the guest a moment later.
+        report.continued = go_on(monitor).await?;
+    }
     let left = Inventory::take(monitor, &names).await?.names();
     if !left.is_empty() {
         return Err(Error::Leftover { names: left });

@@ -104,11 +104,12 @@ impl Disk {
 /// Those of [`Monitor::execute`].
 pub async fn list(monitor: &Monitor) -> Result<Vec<Disk>> {
     let nodes = monitor.execute(QueryNodes(json!({"flat": true}))).await?;
-    if monitor.capabilities().await?.has_command("query-block") {
+    // The storage daemon has `query-block` too, and always answers it with nothing.
+    if monitor.capabilities().await?.has_command("query-status") {
         let drives = monitor.execute(QueryBlock(json!({}))).await?;
         return Ok(drives.into_iter().map(|drive| of_drive(drive, &nodes)).collect());
     }
-    Ok(nodes.iter().filter_map(of_node).collect())
+    Ok(nodes.iter().filter_map(|node| of_node(node, &nodes)).collect())
 }
 
 fn of_drive(drive: Drive, nodes: &[Node]) -> Disk {
@@ -138,10 +139,13 @@ fn of_drive(drive: Drive, nodes: &[Node]) -> Disk {
     }
 }
 
-/// A node by itself, as qemu-storage-daemon has them; ours and those that QEMU named are no disks.
-fn of_node(node: &Node) -> Option<Disk> {
+/// A node by itself, as qemu-storage-daemon has them. Ours, those that QEMU named, and the bare file under another
+/// node are no disks.
+fn of_node(node: &Node, all: &[Node]) -> Option<Disk> {
     let name = node.node_name.clone()?;
-    if name.starts_with('#') || name.starts_with(FAMILY) {
+    let bare = |node: &Node| matches!(node.drv.as_deref(), Some("file" | "host_device"));
+    let used = || all.iter().any(|other| !bare(other) && other.file.is_some() && other.file == node.file);
+    if name.starts_with('#') || name.starts_with(FAMILY) || (bare(node) && used()) {
         return None;
     }
     Some(Disk {

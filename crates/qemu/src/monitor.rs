@@ -330,6 +330,8 @@ async fn filter(
     tracing::debug!(%reason, "monitor closed");
     // The reason stands before the pipe closes, so that every command that fails by it can tell.
     closing.send_replace(Some(reason));
+    // Dropping a half of a simplex pipe does not end it.
+    let _ = pipe.shutdown().await;
 }
 
 enum Sorted {

@@ -1,5 +1,4 @@
-//! The watch over a frozen instant: what ends it, and ending the session at once when that is what keeps the guest
-//! running.
+//! The watch over a frozen instant: what ends it, and ending the session at once, before the guest pays for it.
 //!
 //! Events are hints that make it quick; `query-jobs` is the truth (a concluded job of ours stays until dismissed).
 //! Invariant: once an instant is said to be lost it stays lost.
@@ -88,9 +87,10 @@ impl Watch {
         let task = tokio::spawn(async move {
             let reason = watched.first_loss(events).await;
             tracing::warn!(%reason, "the frozen instant is lost");
-            let end = matches!(reason, Lost::ScratchFull { .. } | Lost::GuestStopped);
+            let reachable = !matches!(reason, Lost::MonitorClosed(_));
             sender.send_replace(Some(reason));
-            if end && let Err(error) = watched.end().await {
+            // At once, whatever it was: what is left of the session only costs the guest, and may yet stop it.
+            if reachable && let Err(error) = watched.end().await {
                 tracing::error!(%error, "the session could not be ended at once");
             }
         });
