@@ -8,7 +8,7 @@ mod crash;
 mod freeze;
 mod image;
 mod mute;
-//mod remote;
+mod remote;
 mod scratch;
 mod session;
 mod support;
