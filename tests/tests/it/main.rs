@@ -7,6 +7,7 @@ mod backup_restore_qemu;
 mod bad_input;
 mod cli;
 mod damage;
+mod format_reader;
 mod guest;
 mod image_source;
 mod kill9;
