@@ -22,6 +22,7 @@ mod backup;
 mod backup_disk;
 mod buffers;
 mod convert;
+mod doctor;
 mod parents;
 mod patch;
 mod restore;
@@ -30,6 +31,7 @@ mod restore_disk;
 mod source;
 mod stripe;
 mod throttle;
+mod verify;
 mod volume;
 mod walk;
 mod workers;
@@ -44,6 +46,7 @@ pub use aquifer_repository as repository;
 pub use aquifer_repository::format::record::{Level, Mode as DiskMode};
 
 pub use backup::backup;
+pub use doctor::{DoctorRequest, Finding, Health, doctor};
 pub use error::{Error, Kind, Result};
 pub use progress::{Event, EventSink};
 pub use request::{
@@ -52,6 +55,7 @@ pub use request::{
 };
 pub use restore::restore;
 pub use settings::{JobContext, JobSettings};
+pub use verify::{UnreadableDisk, VerifyDepth, VerifyJob, VerifyOutcome, verify};
 
 /// The guard process: waits for the death of the process that started it, then takes its QEMU session away.
 ///

@@ -5,6 +5,8 @@
 
 use std::ops::Range;
 
+use aquifer_repository::is_zero;
+
 /// Granularity of the comparison: the page and block size of practically every volume.
 pub(crate) const BLOCK_BYTES: usize = 4096;
 
@@ -37,12 +39,6 @@ pub(crate) struct Patch {
 pub(crate) fn place(offset: u64, range: &Range<usize>) -> Range<u64> {
     let at = |bytes: usize| offset.saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX));
     at(range.start)..at(range.end)
-}
-
-/// True if all bytes are zero.
-pub(crate) fn is_zero(bytes: &[u8]) -> bool {
-    static ZEROS: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
-    bytes.chunks(BLOCK_BYTES).all(|block| *block == ZEROS[..block.len()])
 }
 
 /// The patches for a chunk on a volume that is known to read as zero there.

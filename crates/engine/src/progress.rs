@@ -42,6 +42,17 @@ pub enum Event {
         /// Estimated time to the end of the job in milliseconds, once there is a rate.
         eta_ms: Option<u64>,
     },
+    /// How far a verification is.
+    Verifying {
+        /// Backups whose trees were walked.
+        backups_done: u64,
+        /// Backups to walk.
+        backups_total: u64,
+        /// Stored bytes of packs that were read.
+        bytes_done: u64,
+        /// Stored bytes to read; 0 until it is known.
+        bytes_total: u64,
+    },
     /// Something the caller should know that does not end the job.
     Warning {
         /// The whole message.

@@ -224,8 +224,12 @@ async fn fill(
     Ok(told)
 }
 
-/// Moves all chunks of all targets.
-async fn copy(context: &JobContext, targets: &[Arc<Target>], mut lanes: JoinSet<Result<()>>) -> Result<()> {
+/// Moves all chunks of all targets; `lanes` put them into those that are exports.
+pub(crate) async fn copy(
+    context: &JobContext,
+    targets: &[Arc<Target>],
+    mut lanes: JoinSet<Result<()>>,
+) -> Result<()> {
     let chunk_bytes = context.repository.config().chunk_bytes;
     let failed = CancellationToken::new();
     let threads = context.settings.thread_count();

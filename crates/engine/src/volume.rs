@@ -10,10 +10,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use aquifer_nbd::{ExtentStream, STATE_ZERO};
+use aquifer_repository::is_zero;
 
 use crate::backup_disk::ALLOCATION;
 use crate::error::{Error, Kind, Result};
-use crate::patch::{self, BLOCK_BYTES, Change, Patch};
+use crate::patch::{BLOCK_BYTES, Change, Patch};
 use crate::request::VolumeSpec;
 use crate::settings::JobSettings;
 
@@ -38,6 +39,8 @@ pub(crate) struct Volume {
 enum Place {
     File(Arc<FileVolume>),
     Nbd(NbdVolume),
+    /// Takes everything and keeps nothing: a restore that only proves that it would succeed.
+    Nowhere,
 }
 
 /// What a chunk did to a volume, in bytes.
@@ -133,6 +136,11 @@ impl Volume {
         Ok(volume)
     }
 
+    /// A volume that keeps nothing and reads as zero.
+    pub(crate) fn nowhere() -> Self {
+        Volume { place: Place::Nowhere, blank: true }
+    }
+
     /// Reads `buffer.len()` bytes at `offset`.
     pub(crate) async fn read(&self, offset: u64, mut buffer: Vec<u8>) -> Result<Vec<u8>> {
         match &self.place {
@@ -141,6 +149,10 @@ impl Volume {
                 blocking(move || file.read(offset, &mut buffer).map(|()| buffer)).await
             }
             Place::Nbd(nbd) => nbd.read(offset, buffer).await,
+            Place::Nowhere => {
+                buffer.fill(0);
+                Ok(buffer)
+            }
         }
     }
 
@@ -153,7 +165,7 @@ impl Volume {
         let mut buffer = Vec::new();
         while let Some(piece) = survey.next().await? {
             buffer = self.read_piece(&piece, buffer).await?;
-            if patch::is_zero(&buffer) {
+            if is_zero(&buffer) {
                 continue;
             }
             match &self.place {
@@ -162,6 +174,7 @@ impl Volume {
                     blocking(move || file.clear(piece)).await?;
                 }
                 Place::Nbd(nbd) => nbd.clear(piece).await?,
+                Place::Nowhere => {}
             }
         }
         Ok(())
@@ -173,7 +186,7 @@ impl Volume {
         let mut buffer = Vec::new();
         while let Some(piece) = survey.next().await? {
             buffer = self.read_piece(&piece, buffer).await?;
-            if let Some(block) = buffer.chunks(BLOCK_BYTES).position(|block| !patch::is_zero(block)) {
+            if let Some(block) = buffer.chunks(BLOCK_BYTES).position(|block| !is_zero(block)) {
                 return Ok(Some(piece.start + u64::try_from(block * BLOCK_BYTES).unwrap_or(0)));
             }
         }
@@ -193,7 +206,7 @@ impl Volume {
                 let extents = nbd.client.extents(ALLOCATION, range.clone());
                 Some(extents.map_err(|error| nbd.failed(error))?)
             }
-            Place::Nbd(_) | Place::File(_) => None,
+            Place::Nbd(_) | Place::File(_) | Place::Nowhere => None,
         };
         Ok(Survey { volume: self, extents, data: range.start..range.start, end: range.end })
     }
@@ -202,15 +215,15 @@ impl Volume {
     pub(crate) fn file(&self) -> Option<&FileVolume> {
         match &self.place {
             Place::File(file) => Some(file),
-            Place::Nbd(_) => None,
+            Place::Nbd(_) | Place::Nowhere => None,
         }
     }
 
     /// The export, if it is one.
     pub(crate) fn nbd(&self) -> Option<&NbdVolume> {
         match &self.place {
-            Place::File(_) => None,
             Place::Nbd(nbd) => Some(nbd),
+            Place::File(_) | Place::Nowhere => None,
         }
     }
 
@@ -222,6 +235,7 @@ impl Volume {
                 blocking(move || file.finish()).await
             }
             Place::Nbd(nbd) => nbd.finish().await,
+            Place::Nowhere => Ok(()),
         }
     }
 
@@ -237,6 +251,7 @@ impl Volume {
         match &self.place {
             Place::File(file) => file.undo(),
             Place::Nbd(nbd) => Some(nbd.undo()),
+            Place::Nowhere => None,
         }
     }
 
@@ -283,6 +298,7 @@ impl Survey<'_> {
                     if extent.flags & STATE_ZERO == 0 { extent.offset..end } else { end..end }
                 }))
             }
+            (Place::Nowhere, _) => Ok(None),
             (Place::Nbd(_), None) => Ok((self.data.end < self.end).then_some(self.data.end..self.end)),
         }
     }
