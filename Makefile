@@ -24,7 +24,7 @@ GROUP_TIMEOUT := 1200
 TEST_THREADS ?= 2
 BENCH_DATA ?= $(HOME)/.cache/aquifer/bench
 
-.PHONY: help deps build demo test lint unit slow $(GROUPS:%=slow-%) bench dist install install-files clean
+.PHONY: help deps build demo test test-newer-qemu lint unit slow $(GROUPS:%=slow-%) bench dist install install-files clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 16
@@ -60,6 +60,9 @@ $(GROUPS:%=slow-%): slow-%: unit
 	@echo "== slow group $*"
 	timeout $(GROUP_TIMEOUT) $(CARGO) test --release --locked --workspace --test it -- \
 	    --ignored --test-threads=$(TEST_THREADS) $*::
+
+test-newer-qemu: unit ## the slow groups against the QEMU of bookworm-backports, unpacked beside the installed one
+	AQUIFER_QEMU_PREFIX=$$(scripts/qemu-backports.sh) $(MAKE) slow
 
 bench: ## measure against zstd, nbdcopy, cp and restic on a real root file system
 	@scripts/deps.sh bench
