@@ -12,7 +12,7 @@ fn config(encrypted: bool) -> RepositoryConfig {
         version: 1,
         repository: RepositoryId(REPOSITORY),
         log_store: StoreId([0x22; 16]),
-        chunk_bytes: 128 << 10,
+        chunk_bytes: 64 << 10,
         fan_out: 256,
         encrypted,
     }

@@ -132,7 +132,7 @@ fn a_changed_byte_of_a_blob_is_noticed_by_its_reader() {
         for at in 0..range.len() {
             let mut blob = pack.bytes[range.clone()].to_vec();
             blob[at] ^= 4;
-            let error = reader.open(&mut decompressor, &row, &mut blob, &mut vec![0; 777]).unwrap_err();
+            let error = reader.open(&mut decompressor, &row, &mut blob, &mut vec![0; 1024]).unwrap_err();
             if at < BLOB_FRAME_BYTES {
                 assert!(matches!(error, Error::Frame { ordinal: 2, .. }), "{error}");
             } else {

@@ -37,7 +37,7 @@ pub(crate) fn config(encrypted: bool) -> RepositoryConfig {
         version: 1,
         repository: RepositoryId([0x11; 16]),
         log_store: StoreId([0x22; 16]),
-        chunk_bytes: 128 << 10,
+        chunk_bytes: 64 << 10,
         fan_out: 256,
         encrypted,
     }
@@ -76,9 +76,9 @@ pub(crate) fn segment_name(number: u32) -> SegmentName {
     SegmentName { session: session(1), number }
 }
 
-/// The blobs of the data pack: text, noise, a short last chunk.
+/// The blobs of the data pack, and chunks 0, 1 and 7 of the disk: text, noise, a short last chunk.
 pub(crate) fn chunks() -> Vec<Vec<u8>> {
-    vec![prose(128 << 10), noise("chunk", 20 << 10), prose(777)]
+    vec![prose(64 << 10), noise("chunk", 64 << 10), prose(1024)]
 }
 
 pub(crate) fn data_pack(ring: &KeyRing) -> FinishedPack {
@@ -105,18 +105,18 @@ pub(crate) fn record(ring: &KeyRing) -> Record {
     let disk = DiskRecord {
         name: "vda".to_owned(),
         node: "libvirt-1-format".to_owned(),
-        size_bytes: 7 * (128 << 10) + 1024,
+        size_bytes: 7 * (64 << 10) + 1024,
         logical_block_bytes: 512,
         physical_block_bytes: 4096,
         root: Some(ring.chunk_id(BlobKind::Tree, &leaf(ring).encode())),
         bitmap: Some(BitmapRecord { name: "aqf-test".to_owned(), granularity_bytes: 65_536 }),
         mode: Mode::Full,
         reason: None,
-        read_bytes: 152_329,
-        new_bytes: 152_329,
+        read_bytes: 132_096,
+        new_bytes: 132_096,
         dedup_bytes: 0,
-        zero_bytes: 4 << 17,
-        stored_bytes: 22_000,
+        zero_bytes: 5 << 16,
+        stored_bytes: 66_000,
     };
     let empty = DiskRecord { name: "vdb".to_owned(), root: None, bitmap: None, ..disk.clone() };
     Record {

@@ -102,7 +102,7 @@ fn an_entry_out_of_order_or_off_the_chain_is_an_error_and_changes_nothing() {
 fn the_chain_begins_at_the_format_object() {
     let config = fixture::config(true);
     assert_eq!(State::new(&config).tip(), EntryHash(config.fingerprint()));
-    let mut other = State::new(&RepositoryConfig { chunk_bytes: 64 << 10, ..config.clone() });
+    let mut other = State::new(&RepositoryConfig { chunk_bytes: 128 << 10, ..config.clone() });
     let entry = next_entry(&State::new(&config), vec![]);
     assert!(matches!(other.apply(&entry, EntryHash([1; 32])), Err(Error::Chain { seq: 1, .. })));
 }

@@ -165,15 +165,21 @@ fn an_unknown_feature_refuses_those_who_need_it() {
     assert_eq!(state.features().len(), 2);
 }
 
-/// Every object of the fixture and every file that fuzzing found worth keeping.
+/// Every golden file and every seed that fuzzing begins with.
 fn corpus() -> Vec<Vec<u8>> {
+    let mut folders: Vec<_> = ["tests/golden/v1", "fuzz/seeds"]
+        .map(|folder| std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(folder))
+        .into();
     let mut out = Vec::new();
-    for folder in ["tests/golden/v1/encrypted", "tests/golden/v1/plain", "fuzz/seeds"] {
-        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+    while let Some(folder) = folders.pop() {
         for file in std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
         {
             let path = file.expect("the folder can be listed").path();
-            out.push(std::fs::read(path).expect("the file can be read"));
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                out.push(std::fs::read(path).expect("the file can be read"));
+            }
         }
     }
     out

@@ -45,7 +45,7 @@ fn nothing_opens_in_another_repository_even_under_the_same_key() {
 
 #[test]
 fn a_changed_format_object_opens_no_slot_no_first_entry_and_no_checkpoint() {
-    let forged = RepositoryConfig { chunk_bytes: 64 << 10, ..fixture::config(true) };
+    let forged = RepositoryConfig { chunk_bytes: 128 << 10, ..fixture::config(true) };
     let (honest, ring) = (fixture::ring(true), fixture::ring_of(&forged));
     assert!(matches!(open_slot(&forged, &fixture::slot(), SECRET), Err(Error::Origin { .. })));
     let (_, entry, state) = fixture::log(&honest, &fixture::config(true)).remove(0);
