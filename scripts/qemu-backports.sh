@@ -8,7 +8,9 @@ folder="$HOME/.cache/aquifer/qemu-backports"
 if [ ! -e "$folder/complete" ]; then
     mkdir -p "$folder/apt/lists/partial" "$folder/apt/archives/partial" "$folder/debs"
     keyring=/usr/share/keyrings/debian-archive-keyring.gpg
-    echo "deb [signed-by=$keyring] http://deb.debian.org/debian bookworm-backports main" >"$folder/apt/sources.list"
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Codename: bookworm' | head -n 1)
+    echo "deb [signed-by=$keyring] ${mirror:?apt knows no source of bookworm} bookworm-backports main" \
+        >"$folder/apt/sources.list"
     apt() {
         apt-get -qq -o "Dir::Etc::sourcelist=$folder/apt/sources.list" -o Dir::Etc::sourceparts=- \
             -o "Dir::State::lists=$folder/apt/lists" -o "Dir::Cache=$folder/apt" -o APT::Sandbox::User=root "$@" >&2
