@@ -395,8 +395,9 @@ impl ChunkIndex for RocksIndex {
     }
 
     fn reset(&self) -> Result<()> {
-        let mut writing = self.writing();
+        // In the same order as every writer: first the database, then the numbers.
         let mut place = self.core.write().unwrap_or_else(PoisonError::into_inner);
+        let mut writing = self.writing();
         // Closed before its files go.
         drop(place.take());
         empty(&self.path)?;

@@ -1,1 +1,83 @@
-//! aquifer-repository
+//! One repository: the verbs over its log, packs, index and keys.
+//!
+//! Two halves share this crate. The *control plane* decides: it opens and initialises ([`Repository`]), replays and
+//! appends the log, runs sessions from `Open` to `Commit` ([`BackupSession`]), keeps key slots, and lets the index
+//! follow the log. The *data plane* moves bytes: chunks into packs ([`ChunkWriter`]), tree nodes ([`TreeBuilder`],
+//! [`TreeReader`]), ranges back out ([`ChunkOpener`]), and verification.
+//!
+//! It knows nothing of NBD, QEMU or volumes; time, randomness and new ids are arguments ([`World`]).
+//!
+//! Invariant: a backup exists if and only if its `Commit` is in the log (docs/FORMAT.md), whatever else is stored.
+//!
+//! Which operations may overlap on one repository: everything, from any number of processes and hosts, with one
+//! exception: only one process at a time writes the index of one state folder ([`Access::Write`]). Restores, lists and
+//! verification ([`Access::Read`]) never wait for it.
+
+mod again;
+mod backups;
+mod checkpoints;
+mod dedup;
+mod error;
+mod index_sync;
+mod init;
+mod journal;
+mod keys;
+mod layout;
+mod log;
+mod meta;
+mod nodes;
+mod open;
+mod overlay;
+mod parts;
+mod plane;
+mod presence;
+mod publish;
+mod reader;
+mod reading;
+mod rebuild;
+mod repository;
+mod session;
+mod settings;
+mod state_dir;
+mod stats;
+mod trees;
+mod uploader;
+mod verify;
+mod whole;
+mod world;
+mod writer;
+mod zero;
+
+#[cfg(test)]
+mod plane_tests;
+#[cfg(test)]
+mod rig;
+#[cfg(test)]
+mod trees_tests;
+
+/// The bytes at rest, for callers that hold records, nodes and ids.
+pub use aquifer_format as format;
+/// The stores, for callers that open a repository.
+pub use aquifer_store as store;
+
+pub use backups::BackupInfo;
+pub use error::{Error, Result};
+pub use index_sync::RebuildProgress;
+pub use init::InitOptions;
+pub use keys::KeySlot;
+pub use open::OpenOptions;
+pub use reader::{ChunkOpener, Fetch, FetchItem, blob_bytes, plan_fetches};
+pub use reading::ReadSession;
+pub use rebuild::RebuildFrom;
+pub use repository::{Access, Repository, RepositoryInfo, Secret, Stores};
+pub use session::{BackupSession, BeginBackup, Committed};
+pub use settings::Settings;
+pub use stats::RepositoryStats;
+pub use trees::{BuiltTree, LEAF_CHUNKS, TreeBuilder, TreeReader, TreeSpec};
+pub use verify::{
+    DAMAGE_MAX, Damage, DamagedObject, RANGES_MAX, Touched, VerifyLevel, VerifyProgress, VerifyReport,
+    VerifyRequest,
+};
+pub use world::World;
+pub use writer::{ChunkWriter, PlainChunk, Stored};
+pub use zero::is_zero;

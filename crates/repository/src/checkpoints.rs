@@ -1,0 +1,210 @@
+//! Checkpoints of the log's state, the copy of log objects beside the packs, and where a replay starts.
+//!
+//! All three only save time or guard against the loss of a store; no decision rests on them alone.
+//!
+//! Invariant: a state is started from only if the log entry it claims as its tip exists with that very hash.
+
+use std::sync::Arc;
+
+use aquifer_format::log::{State, decode_checkpoint, encode_checkpoint, entry_hash};
+use aquifer_format::{EntryHash, RepositoryConfig};
+use aquifer_store::{Bytes, GetRange, Key, ObjectStore};
+
+use crate::log::{Log, optional, slot};
+use crate::state_dir::Seen;
+use crate::world::random;
+use crate::{Error, Result, layout};
+
+/// Entries after which a checkpoint is due.
+pub(crate) const CHECKPOINT_ENTRIES: u64 = 256;
+
+/// Entries that are read rather than looking for a newer checkpoint.
+const NEAR_ENTRIES: u64 = 4 * CHECKPOINT_ENTRIES;
+
+/// What was appended since the last checkpoint, and what the copy beside the packs still lacks.
+#[derive(Debug, Default)]
+pub(crate) struct Since {
+    entries: u64,
+    bytes: u64,
+    /// Stored in the log, and not yet beside the packs.
+    uncopied: Vec<(Key, Bytes)>,
+}
+
+impl Since {
+    /// Counts an entry.
+    pub(crate) fn entry(&mut self, object: &Bytes) {
+        self.entries += 1;
+        self.bytes += u64::try_from(object.len()).unwrap_or(u64::MAX);
+    }
+}
+
+impl Log {
+    /// Stores a copy beside the packs, after those that failed before.
+    pub(crate) async fn copy_beside_packs(&self, since: &mut Since, key: Key, object: Bytes) -> Result<()> {
+        let Some(mirror) = &self.parts.mirror else { return Ok(()) };
+        since.uncopied.push((key, object));
+        while let Some((key, object)) = since.uncopied.first() {
+            let stored = mirror.put(key, object.clone()).await;
+            stored.map_err(|source| Error::Mirror { key: key.to_string(), source })?;
+            since.uncopied.remove(0);
+        }
+        Ok(())
+    }
+
+    /// Copies log entries that an interrupted writer left without a copy beside the packs.
+    pub(crate) async fn complete_mirror(&self) -> Result<()> {
+        let Some(mirror) = &self.parts.mirror else { return Ok(()) };
+        let state = self.state();
+        let mut first = state.seq() + 1;
+        while first > state.floor() && optional(mirror.head(&layout::log(first - 1)).await)?.is_none() {
+            first -= 1;
+        }
+        for seq in first..=state.seq() {
+            let object = slot(self.parts.store.as_ref(), seq).await?;
+            let object = object.ok_or(Error::LogGap { missing: seq, next: state.seq() })?;
+            let (key, copied) = (layout::log(seq), mirror.put(&layout::log(seq), object).await);
+            copied.map_err(|source| Error::Mirror { key: key.to_string(), source })?;
+        }
+        Ok(())
+    }
+
+    /// Writes a checkpoint when enough was appended since the last one. It only saves time, so failing is a warning.
+    pub(crate) async fn checkpoint_if_due(&self, since: &mut Since, state: &Arc<State>) {
+        if since.entries < CHECKPOINT_ENTRIES {
+            return;
+        }
+        match self.checkpoint(since, state).await {
+            Ok(()) => {}
+            Err(error) => tracing::warn!(seq = state.seq(), %error, "no checkpoint was written"),
+        }
+    }
+
+    async fn checkpoint(&self, since: &mut Since, state: &Arc<State>) -> Result<()> {
+        let object =
+            Bytes::from(encode_checkpoint(&self.parts.ring, random(self.parts.world.as_ref()), state)?);
+        if u64::try_from(object.len()).unwrap_or(u64::MAX) > since.bytes {
+            // It outweighs the entries that it would replace: wait until it does not.
+            return Ok(());
+        }
+        let key = layout::checkpoint(state.seq());
+        // Another writer's checkpoint of this entry says the same.
+        self.parts.store.create(&key, object.clone()).await?;
+        (since.entries, since.bytes) = (0, 0);
+        self.copy_beside_packs(since, key, object).await
+    }
+
+    /// Finds a state to start from, replays to the tip, and holds the result against what this host saw before (P7).
+    ///
+    /// # Errors
+    /// [`Error::RolledBack`], [`Error::OtherHistory`], [`Error::CheckpointAhead`], [`Error::NoLog`], and those of
+    /// [`Log::replay`].
+    pub(crate) async fn load(&self, config: &RepositoryConfig) -> Result<()> {
+        let seen = self.parts.local.as_ref().map_or(Ok(None), |local| local.seen())?;
+        let start = self.start(config).await?;
+        let newest = self.newest_checkpoint(start.seq()).await?;
+        let (start, newest_seq) = match newest {
+            (Some(state), newest_seq) if state.seq() > start.seq() + NEAR_ENTRIES || start.seq() == 0 => {
+                (state, newest_seq)
+            }
+            (_, newest_seq) => (start, newest_seq),
+        };
+        self.parts.state.set(Arc::new(start));
+        let state = self.replay_unseen().await?;
+        if state.seq() == 0 {
+            return Err(Error::NoLog { store: self.parts.store.describe() });
+        }
+        if let Some(checkpoint) = newest_seq.filter(|newest| *newest > state.seq()) {
+            return Err(Error::CheckpointAhead { checkpoint, found: state.seq() });
+        }
+        self.hold_against(seen, &state).await?;
+        self.remember(&state)
+    }
+
+    /// The copy that this host keeps, when the log still has its tip; else the state before entry 1.
+    async fn start(&self, config: &RepositoryConfig) -> Result<State> {
+        let kept = self.parts.local.as_ref().and_then(|local| local.state(&self.parts.ring));
+        match kept {
+            Some(state) if self.has(state.seq(), state.tip()).await? => Ok(state),
+            _ => Ok(State::new(config)),
+        }
+    }
+
+    /// Whether the log has this very entry.
+    async fn has(&self, seq: u64, hash: EntryHash) -> Result<bool> {
+        Ok(slot(self.parts.store.as_ref(), seq).await?.is_some_and(|object| entry_hash(&object) == hash))
+    }
+
+    /// The newest checkpoint after `after` that can be used, and the number of the newest one listed.
+    async fn newest_checkpoint(&self, after: u64) -> Result<(Option<State>, Option<u64>)> {
+        let store = self.parts.store.as_ref();
+        let mut listed = Vec::new();
+        let mut last = (after > 0).then(|| layout::checkpoint(after));
+        loop {
+            let page = store.list(layout::CHECKPOINTS, last.as_ref()).await?;
+            listed.extend(
+                page.entries
+                    .iter()
+                    .filter_map(|entry| u64::from_str_radix(layout::last_part(&entry.key), 16).ok()),
+            );
+            match page.entries.into_iter().next_back() {
+                Some(entry) if page.more => last = Some(entry.key),
+                _ => break,
+            }
+        }
+        let newest = listed.last().copied();
+        for seq in listed.into_iter().rev() {
+            if let Some(state) = self.usable_checkpoint(store, seq).await? {
+                return Ok((Some(state), newest));
+            }
+        }
+        Ok((None, newest))
+    }
+
+    async fn usable_checkpoint(&self, store: &dyn ObjectStore, seq: u64) -> Result<Option<State>> {
+        let key = layout::checkpoint(seq);
+        let Some(object) = optional(store.get(&key, GetRange::Whole).await)? else { return Ok(None) };
+        match decode_checkpoint(&self.parts.ring, seq, &object) {
+            Ok(state) if self.has(seq, state.tip()).await? => Ok(Some(state)),
+            Ok(_) => {
+                tracing::warn!(%key, "the checkpoint's own log entry is missing or another; not used");
+                Ok(None)
+            }
+            Err(error) => {
+                tracing::warn!(%key, %error, "the checkpoint cannot be opened; not used");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Compares with the newest entry that this host saw (P7).
+    async fn hold_against(&self, seen: Option<Seen>, state: &State) -> Result<()> {
+        let (Some(seen), Some(local)) = (seen, &self.parts.local) else { return Ok(()) };
+        let remembered = local.seen_path();
+        if state.seq() < seen.seq {
+            return Err(Error::RolledBack { seen: seen.seq, found: state.seq(), state: remembered });
+        }
+        let found = if state.seq() == seen.seq {
+            state.tip()
+        } else if let Some(object) = slot(self.parts.store.as_ref(), seen.seq).await? {
+            entry_hash(&object)
+        } else if seen.seq < state.floor() {
+            return Ok(());
+        } else {
+            return Err(Error::LogGap { missing: seen.seq, next: state.seq() });
+        };
+        if found == seen.hash {
+            return Ok(());
+        }
+        Err(Error::OtherHistory { seq: seen.seq, seen: seen.hash, found, state: remembered })
+    }
+
+    /// Keeps a copy of the state for the next run. It only saves time, so a failure to keep it is a warning.
+    pub(crate) fn remember(&self, state: &State) -> Result<()> {
+        self.see(state)?;
+        let Some(local) = &self.parts.local else { return Ok(()) };
+        if let Err(error) = local.set_state(&self.parts.ring, self.parts.world.as_ref(), state) {
+            tracing::warn!(%error, "no copy of the log's state was kept");
+        }
+        Ok(())
+    }
+}

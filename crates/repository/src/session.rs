@@ -1,0 +1,273 @@
+//! A backup session, from `Open` to `Commit`.
+//!
+//! The data plane fills packs; this file decides when they are published and when the backup exists
+//! (docs/FORMAT.md, W1 to W6; publishing itself is in [`crate::publish`]).
+//!
+//! Invariant: a `Commit` is appended only to a state in which the session is open, its pins stand, and every pack it
+//! depends on is live; and it is appended to exactly that state or not at all.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Weak};
+
+use aquifer_format::id::{PackName, SessionId};
+use aquifer_format::log::{Body, SessionKind, State};
+use aquifer_format::pack::BlobKind;
+use aquifer_format::record::{CommitSummary, Record};
+use uuid::Uuid;
+
+use crate::log::Attempt;
+use crate::plane::{BoxFuture, Plane, Progress};
+use crate::presence::{Presence, Purpose};
+use crate::publish::Publisher;
+use crate::repository::{Access, Repository};
+use crate::{Error, Result};
+
+/// Rounds of replay, check and append before a commit says that the log is too busy.
+const COMMIT_TRIES: u32 = 256;
+
+/// What a backup session is begun for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BeginBackup {
+    /// The new backup's id.
+    pub backup: Uuid,
+    /// The virtual machine's name.
+    pub domain: String,
+    /// The backup that this one is read against; it is pinned.
+    pub parent: Option<Uuid>,
+}
+
+/// A backup that exists from here on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Committed {
+    /// The log entry of its `Commit`.
+    pub seq: u64,
+    /// What lists show.
+    pub summary: CommitSummary,
+    /// Packs that the session stored.
+    pub packs: u64,
+    /// Their bytes.
+    pub pack_bytes: u64,
+}
+
+/// An open backup session.
+pub struct BackupSession {
+    pub(crate) repository: Arc<Repository>,
+    pub(crate) plane: Arc<Plane>,
+    pub(crate) publisher: tokio::sync::Mutex<Publisher>,
+    presence: Presence,
+    begun: BeginBackup,
+}
+
+impl Repository {
+    /// Begins a backup (W1): when this returns, the `Open` is durable and the parent is pinned.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`]; [`Error::UnknownBackup`] for the parent; [`Error::DomainBusy`] while another session backs
+    /// the domain up; those of the log.
+    pub async fn begin_backup(self: &Arc<Self>, begin: BeginBackup) -> Result<Arc<BackupSession>> {
+        if self.access != Access::Write {
+            return Err(Error::ReadOnly);
+        }
+        let purpose = Purpose {
+            kind: SessionKind::Backup,
+            domain: Some(begin.domain.clone()),
+            backup: Some(begin.backup),
+            pins: begin.parent.into_iter().collect(),
+        };
+        let presence = self.open_session(purpose, |state| may_begin(state, &begin)).await?;
+        // Others may have published since the index was opened; deduplication is better for knowing.
+        let followed = self.follower.follow(&self.state()).await;
+        let session = Arc::new_cyclic(|weak: &Weak<BackupSession>| {
+            let progress: Weak<dyn Progress> = weak.clone();
+            BackupSession {
+                plane: Plane::start(self.parts.clone(), presence.session, progress),
+                repository: Arc::clone(self),
+                publisher: tokio::sync::Mutex::default(),
+                presence,
+                begun: begin,
+            }
+        });
+        if let Err(error) = followed {
+            session.close_after_failure().await;
+            return Err(error);
+        }
+        Ok(session)
+    }
+}
+
+/// Whether a backup may begin on this state.
+fn may_begin(state: &State, begin: &BeginBackup) -> Result<()> {
+    if let Some(parent) = begin.parent.filter(|parent| !state.backups().contains_key(parent)) {
+        return Err(Error::UnknownBackup { wanted: parent.to_string() });
+    }
+    if state.backups().contains_key(&begin.backup) {
+        return Err(Error::BackupExists { backup: begin.backup });
+    }
+    let same = |open: &aquifer_format::log::OpenSession| {
+        open.kind == SessionKind::Backup && open.domain.as_ref() == Some(&begin.domain)
+    };
+    match state.sessions().iter().find(|(_, open)| same(open)) {
+        Some((session, open)) => {
+            let (domain, host) = (begin.domain.clone(), open.host.clone());
+            Err(Error::DomainBusy { domain, session: *session, host })
+        }
+        None => Ok(()),
+    }
+}
+
+impl BackupSession {
+    /// The session's id.
+    pub fn id(&self) -> SessionId {
+        self.presence.session
+    }
+
+    /// What it was begun for.
+    pub fn begun(&self) -> &BeginBackup {
+        &self.begun
+    }
+
+    /// The repository's chunk size in bytes.
+    pub fn chunk_bytes(&self) -> u32 {
+        self.repository.config.chunk_bytes
+    }
+
+    /// The repository.
+    pub fn repository(&self) -> &Arc<Repository> {
+        &self.repository
+    }
+
+    /// Publishes what is stored, if it is time (about every 64 packs or five minutes), so that a crash loses little.
+    ///
+    /// # Errors
+    /// [`Error::Fenced`]; those of the log, the pack store and the index.
+    pub async fn checkpoint_progress(&self) -> Result<()> {
+        if self.plane.publish_due() { self.publish().await } else { Ok(()) }
+    }
+
+    /// An error unless the session is open in `state`.
+    pub(crate) fn check_open(&self, state: &State) -> Result<()> {
+        if state.sessions().contains_key(&self.id()) {
+            Ok(())
+        } else {
+            Err(Error::Fenced { session: self.id() })
+        }
+    }
+
+    /// Commits the backup: when this returns `Ok`, it exists (W4 to W6). Every chunk writer must be finished.
+    ///
+    /// # Errors
+    /// [`Error::OtherBackup`] for a record of another backup; the session's first failure; [`Error::Fenced`];
+    /// [`Error::PinLost`]; [`Error::OutcomeUnknown`] when the backup may or may not exist, which the log tells later.
+    /// After any other error it does not exist: end the session with [`BackupSession::abandon`].
+    pub async fn commit(self: Arc<Self>, record: Record) -> Result<Committed> {
+        if record.backup != self.begun.backup {
+            let (expected, found) = (self.begun.backup, record.backup);
+            return Err(Error::OtherBackup { session: self.id(), expected, found });
+        }
+        let summary = record.summary();
+        let blob = self.store_meta(BlobKind::Record, &record.encode()?).await?;
+        self.plane.flush().await?;
+        let mut publisher = self.publisher.lock().await;
+        let mut healed = HashSet::new();
+        for _ in 0..COMMIT_TRIES {
+            let state = self.repository.log.replay().await?;
+            self.check_open(&state)?;
+            self.check_pins(&state)?;
+            if self.heal(&state, &mut healed).await? {
+                // That took time: others may have condemned more meanwhile.
+                continue;
+            }
+            let mut bodies = self.publication(&mut publisher).await?;
+            let session = self.id();
+            bodies.push(Body::Commit { session, summary: summary.clone(), record: blob });
+            bodies.push(Body::Close { session });
+            if let Attempt::Landed(seq) = self.repository.log.append_to(&state, bodies).await? {
+                self.presence.end();
+                self.index_after_commit(&mut publisher).await;
+                let totals = self.plane.totals();
+                return Ok(Committed { seq, summary, packs: totals.packs, pack_bytes: totals.pack_bytes });
+            }
+        }
+        Err(Error::LogBusy { tries: COMMIT_TRIES })
+    }
+
+    fn check_pins(&self, state: &State) -> Result<()> {
+        match self.begun.parent.filter(|parent| !state.backups().contains_key(parent)) {
+            Some(backup) => Err(Error::PinLost { backup }),
+            None => Ok(()),
+        }
+    }
+
+    /// Stores anew what this backup shares with packs that were condemned since it looked (W4). Says whether it did.
+    async fn heal(&self, state: &State, healed: &mut HashSet<PackName>) -> Result<bool> {
+        let dead = |pack: &PackName| !state.is_live(pack) && !healed.contains(pack);
+        let condemned: Vec<_> = self.plane.dependencies().into_iter().filter(dead).collect();
+        for pack in &condemned {
+            tracing::warn!(%pack, "a pack that this backup shares was condemned; its chunks are stored anew");
+            self.plane.store_again(pack).await?;
+            healed.insert(*pack);
+        }
+        if condemned.is_empty() {
+            return Ok(false);
+        }
+        self.plane.flush().await?;
+        Ok(true)
+    }
+
+    /// The backup exists; an index that lags behind only costs the next run time.
+    async fn index_after_commit(&self, publisher: &mut Publisher) {
+        let indexed = async {
+            self.settle(publisher).await?;
+            self.repository.follower.follow(&self.repository.state()).await
+        };
+        if let Err(error) = indexed.await {
+            tracing::warn!(%error, "the index was not brought up to date after the commit");
+        }
+    }
+
+    /// Ends the session without a backup. What is stored stays published, so that the next run finds it.
+    ///
+    /// # Errors
+    /// Those of the log; the next session of this host then fences this one.
+    pub async fn abandon(self: Arc<Self>) -> Result<()> {
+        if let Err(error) = self.plane.flush().await {
+            tracing::debug!(%error, "not everything of the abandoned session was stored");
+        }
+        let mut publisher = self.publisher.lock().await;
+        let mut bodies = match self.publication(&mut publisher).await {
+            Ok(bodies) => bodies,
+            Err(error) => {
+                tracing::warn!(%error, "what the abandoned session stored is not published");
+                Vec::new()
+            }
+        };
+        bodies.push(Body::Close { session: self.id() });
+        let close = |state: &State| self.check_open(state).map(|()| bodies.clone());
+        match self.repository.log.append(close).await {
+            Ok(_) => {
+                self.presence.end();
+                self.settle(&mut publisher).await
+            }
+            // Someone else ended it: there is nothing left to end.
+            Err(Error::Fenced { .. }) => {
+                self.presence.end();
+                Ok(())
+            }
+            Err(other) => Err(other),
+        }
+    }
+
+    /// Closes a session that could not begin its work.
+    async fn close_after_failure(self: Arc<Self>) {
+        let session = self.id();
+        if let Err(error) = self.abandon().await {
+            tracing::warn!(%session, %error, "a session that could not begin is left to be fenced");
+        }
+    }
+}
+
+impl Progress for BackupSession {
+    fn checkpoint_progress(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(BackupSession::checkpoint_progress(self))
+    }
+}

@@ -1,0 +1,33 @@
+//! Sizes and limits of one open repository. None changes what a reader must understand.
+
+use std::time::Duration;
+
+/// Knobs of one open repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Compression level of zstd, from 1 to 19, or negative for faster.
+    pub zstd_level: i32,
+    /// Whether each blob is decoded again and compared before its pack is stored.
+    pub self_check: bool,
+    /// Target size in bytes of a data pack; 128 MiB at most.
+    pub pack_bytes: usize,
+    /// Target size in bytes of a pack of tree nodes and records.
+    pub meta_pack_bytes: usize,
+    /// Packs on their way to the store at one time.
+    pub uploads: usize,
+    /// How long [`crate::Access::Write`] waits for the process that writes the index now.
+    pub index_wait: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            zstd_level: 1,
+            self_check: true,
+            pack_bytes: 32 << 20,
+            meta_pack_bytes: 8 << 20,
+            uploads: 2,
+            index_wait: Duration::from_secs(30),
+        }
+    }
+}
