@@ -9,7 +9,8 @@ use aquifer_format::{BlobKind, Decompressor, PackName};
 
 use crate::Result;
 use crate::plane::Plane;
-use crate::whole::{WholePack, blocking};
+use crate::repository::blocking;
+use crate::whole::WholePack;
 use crate::writer::{ChunkWriter, PlainChunk};
 
 impl Plane {
@@ -21,7 +22,7 @@ impl Plane {
     /// when it does not open. The chunks must then come from the source again.
     pub(crate) async fn store_again(self: &Arc<Self>, pack: &PackName) -> Result<()> {
         let (body, name, plane) = (self.parts().fetch_whole(pack).await?, *pack, Arc::clone(self));
-        let meta = blocking(move || store_chunks(&plane, &name, &body)).await??;
+        let meta = blocking(move || store_chunks(&plane, &name, &body)).await?;
         for (kind, plain) in meta {
             self.store_meta(kind, &plain).await?;
         }
@@ -36,9 +37,11 @@ fn store_chunks(plane: &Arc<Plane>, name: &PackName, body: &[u8]) -> Result<Vec<
     let mut writer = ChunkWriter::new(Arc::clone(plane));
     let (mut meta, mut stored) = (Vec::new(), Vec::new());
     for row in pack.rows().to_vec() {
-        let plain = pack
-            .blob(&mut decompressor, &row)
-            .map_err(|source| crate::Error::Damaged { pack: *name, chunk: row.id, source })?;
+        let plain = pack.blob(&mut decompressor, &row).map_err(|source| crate::Error::Damaged {
+            pack: *name,
+            chunk: row.id,
+            source: Box::new(source),
+        })?;
         if row.kind == BlobKind::Data {
             writer.store(&[PlainChunk { bytes: plain, parent: None }], &mut stored)?;
         } else {

@@ -9,11 +9,11 @@ use std::sync::Arc;
 
 use aquifer_format::{BlobKind, ChunkId, FinishedPack, PackBuilder, PackKind};
 
+use crate::Result;
 use crate::dedup::{Found, lock};
 use crate::plane::Plane;
 use crate::session::BackupSession;
 use crate::writer::Tools;
-use crate::Result;
 
 /// The open meta pack of a session.
 #[derive(Default)]
@@ -32,9 +32,16 @@ impl MetaPack {
     }
 
     /// Seals one blob; gives back the pack that was ended for it, if one was full.
-    fn push(&mut self, plane: &Plane, kind: BlobKind, id: &ChunkId, plain: &[u8]) -> Result<Option<FinishedPack>> {
+    fn push(
+        &mut self,
+        plane: &Plane,
+        kind: BlobKind,
+        id: &ChunkId,
+        plain: &[u8],
+    ) -> Result<Option<FinishedPack>> {
         let target = plane.parts().settings.meta_pack_bytes;
-        let full = self.open.as_ref().is_some_and(|pack| pack.bytes() >= target || !pack.has_room_for(plain.len()));
+        let full =
+            self.open.as_ref().is_some_and(|pack| pack.bytes() >= target || !pack.has_room_for(plain.len()));
         let ended = if full { self.take()? } else { None };
         let pack = match &mut self.open {
             Some(pack) => pack,

@@ -77,14 +77,22 @@ impl Parts {
 
     async fn read_copy(&self, kind: BlobKind, copy: &Location) -> Result<Vec<u8>> {
         if copy.row.kind != kind || copy.row.plain_bytes > kind.plain_bytes_max() {
-            return Err(Error::IndexRow { chunk: copy.row.id, pack: copy.pack, plain_bytes: copy.row.plain_bytes });
+            return Err(Error::IndexRow {
+                chunk: copy.row.id,
+                pack: copy.pack,
+                plain_bytes: copy.row.plain_bytes,
+            });
         }
         let pack = self.meta_pack(&copy.pack).await?;
         let stored = blob_of(&pack, copy)?;
         let (mut blob, mut plain) = (stored.to_vec(), vec![0; copy.row.plain_bytes as usize]);
         PackReader::new(&self.ring, &copy.header)
             .and_then(|reader| reader.open(&mut Decompressor::new()?, &copy.row, &mut blob, &mut plain))
-            .map_err(|source| Error::Damaged { pack: copy.pack, chunk: copy.row.id, source })?;
+            .map_err(|source| Error::Damaged {
+                pack: copy.pack,
+                chunk: copy.row.id,
+                source: Box::new(source),
+            })?;
         Ok(plain)
     }
 

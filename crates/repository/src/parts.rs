@@ -82,7 +82,8 @@ impl Parts {
     /// Every known copy of a blob, live ones first.
     pub(crate) fn copies(&self, id: &ChunkId) -> Result<Vec<Location>> {
         let state = self.state.get();
-        let mut copies = self.index.get_many(std::slice::from_ref(id))?.into_iter().next().unwrap_or_default();
+        let mut copies =
+            self.index.get_many(std::slice::from_ref(id))?.into_iter().next().unwrap_or_default();
         copies.sort_by_key(|copy| !is_live(&state, copy));
         Ok(copies)
     }

@@ -134,7 +134,12 @@ impl Plane {
         let mut salt = [0; 32];
         self.parts.world.random(&mut salt);
         let name = PackName { session: self.session, number };
-        let capacity = self.parts.settings.pack_bytes.saturating_add(self.parts.chunk_bytes as usize).saturating_add(PACK_SLACK_BYTES);
+        let capacity = self
+            .parts
+            .settings
+            .pack_bytes
+            .saturating_add(self.parts.chunk_bytes as usize)
+            .saturating_add(PACK_SLACK_BYTES);
         Ok(PackBuilder::reusing(&self.parts.ring, name, kind, salt, capacity, buffer)?)
     }
 

@@ -69,7 +69,10 @@ impl Parts {
     /// See [`Repository::fetch`].
     pub(crate) async fn fetch(&self, pack: &PackName, offset: u64, bytes: u64) -> Result<BytesMut> {
         let key = layout::pack(pack);
-        let body = self.packs.get(&key, GetRange::From { offset, bytes }).await
+        let body = self
+            .packs
+            .get(&key, GetRange::From { offset, bytes })
+            .await
             .map_err(|source| Error::PackLost { pack: *pack, source })?;
         if body.len() as u64 != bytes {
             return Err(Error::PackShort { pack: *pack, offset, wanted: bytes, got: body.len() as u64 });
@@ -79,7 +82,9 @@ impl Parts {
 
     /// Reads a whole pack, of whatever length it is.
     pub(crate) async fn fetch_whole(&self, pack: &PackName) -> Result<Bytes> {
-        self.packs.get(&layout::pack(pack), GetRange::Whole).await
+        self.packs
+            .get(&layout::pack(pack), GetRange::Whole)
+            .await
             .map_err(|source| Error::PackLost { pack: *pack, source })
     }
 }
@@ -157,7 +162,10 @@ impl ChunkOpener {
     /// [`Error::Damaged`] names pack and chunk when frame, tag, length or keyed id is not what it must be;
     /// `out` then holds nothing to be used.
     pub fn open(&mut self, location: &Location, blob: &mut [u8], out: &mut [u8]) -> Result<()> {
-        let damaged = |source| Error::Damaged { pack: location.pack, chunk: location.row.id, source };
+        let damaged = |source| {
+            let (pack, chunk, source) = (location.pack, location.row.id, Box::new(source));
+            Error::Damaged { pack, chunk, source }
+        };
         let at = match self.readers.iter().position(|(pack, _)| *pack == location.pack) {
             Some(at) => at,
             None => {
@@ -268,9 +276,11 @@ mod tests {
 
     #[test]
     fn neighbours_become_one_request_and_a_far_blob_another() {
-        let wanted = [location(0, 112, 52), location(0, 212, 52), location(0, 10_000, 52), location(1, 112, 52)];
+        let wanted =
+            [location(0, 112, 52), location(0, 212, 52), location(0, 10_000, 52), location(1, 112, 52)];
         let fetches = plan_fetches(&wanted, 1_000, 100_000);
-        let ranges: Vec<_> = fetches.iter().map(|fetch| (fetch.pack.number, fetch.offset, fetch.bytes)).collect();
+        let ranges: Vec<_> =
+            fetches.iter().map(|fetch| (fetch.pack.number, fetch.offset, fetch.bytes)).collect();
         assert_eq!(ranges, [(0, 112, 200), (0, 10_000, 100), (1, 112, 100)]);
     }
 }

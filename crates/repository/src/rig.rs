@@ -10,8 +10,8 @@ use std::sync::{Arc, Weak};
 
 use aquifer_format::log::{BlobPlace, KeyChange, Role};
 use aquifer_format::{
-    Body, Entry, EntryHash, EntryNonce, EpochId, KeyRing, MasterKey, PackName, RepositoryConfig, RepositoryId,
-    SessionId, State, StoreId, WriterId,
+    Body, Entry, EntryHash, EntryNonce, EpochId, KeyRing, MasterKey, PackName, RepositoryConfig,
+    RepositoryId, SessionId, State, StoreId, WriterId,
 };
 use aquifer_index::MemoryIndex;
 use aquifer_store::{Memory, ObjectStore};
@@ -126,7 +126,8 @@ impl Rig {
     /// A new session.
     pub(crate) fn session(&self) -> Session {
         let number = self.sessions.fetch_add(1, Ordering::Relaxed);
-        let publisher = Arc::new(Publisher { plane: std::sync::OnceLock::new(), published: AtomicU64::new(0) });
+        let publisher =
+            Arc::new(Publisher { plane: std::sync::OnceLock::new(), published: AtomicU64::new(0) });
         let weak: Weak<Publisher> = Arc::downgrade(&publisher);
         let plane = Plane::start(self.parts.clone(), SessionId::new([9; 10], number), weak);
         let _ = publisher.plane.set(Arc::downgrade(&plane));
@@ -134,7 +135,12 @@ impl Rig {
     }
 
     /// Backs `disk` up: all of it, or, over `base`, the chunks in `dirty`. Publishes at the end.
-    pub(crate) async fn backup(&self, disk: &[u8], base: TreeSpec, dirty: Option<&BTreeSet<u64>>) -> Result<Backup> {
+    pub(crate) async fn backup(
+        &self,
+        disk: &[u8],
+        base: TreeSpec,
+        dirty: Option<&BTreeSet<u64>>,
+    ) -> Result<Backup> {
         let session = self.session();
         let done = session.backup(disk, base, dirty).await?;
         session.commit().await?;
@@ -153,7 +159,8 @@ impl Rig {
             let (slots, ids): (Vec<u8>, Vec<_>) = node.iter().unzip();
             let wanted = self.parts.locate(&ids)?;
             for fetch in plan_fetches(&wanted, 4096, 64 << 10) {
-                let body = self.parts.fetch(&fetch.pack, u64::from(fetch.offset), u64::from(fetch.bytes)).await?;
+                let body =
+                    self.parts.fetch(&fetch.pack, u64::from(fetch.offset), u64::from(fetch.bytes)).await?;
                 for item in fetch.items {
                     let place = &wanted[item.wanted];
                     let chunk = leaf * LEAF_CHUNKS + u64::from(slots[item.wanted]);
@@ -230,7 +237,12 @@ impl Backup {
 
 impl Session {
     /// See [`Rig::backup`]; does not publish.
-    pub(crate) async fn backup(&self, disk: &[u8], base: TreeSpec, dirty: Option<&BTreeSet<u64>>) -> Result<Backup> {
+    pub(crate) async fn backup(
+        &self,
+        disk: &[u8],
+        base: TreeSpec,
+        dirty: Option<&BTreeSet<u64>>,
+    ) -> Result<Backup> {
         let size_bytes = disk.len() as u64;
         let chunk_bytes = u64::from(self.plane.parts().chunk_bytes);
         let mut builder = TreeBuilder::over(&self.plane, base, size_bytes);
@@ -247,7 +259,10 @@ impl Session {
             let here: Vec<u64> = read.range(leaf * LEAF_CHUNKS..(leaf + 1) * LEAF_CHUNKS).copied().collect();
             let batch: Vec<PlainChunk<'_>> = here
                 .iter()
-                .map(|chunk| PlainChunk { bytes: &disk[bytes_of(*chunk, chunk_bytes, size_bytes)], parent: before.get(slot(*chunk)) })
+                .map(|chunk| PlainChunk {
+                    bytes: &disk[bytes_of(*chunk, chunk_bytes, size_bytes)],
+                    parent: before.get(slot(*chunk)),
+                })
                 .collect();
             tokio::task::block_in_place(|| writer.store(&batch, &mut out))?;
             for (chunk, stored) in here.iter().zip(&out) {

@@ -60,12 +60,16 @@ impl Shape {
 
     /// Slots in use in the node `number` of `level`: all but in the last node of a level.
     fn slots(&self, level: u8, number: u64) -> u64 {
-        let children = if level == 0 { self.chunks } else { self.leaves.div_ceil(1 << (FAN_BITS * u32::from(level - 1))) };
+        let children = if level == 0 {
+            self.chunks
+        } else {
+            self.leaves.div_ceil(1 << (FAN_BITS * u32::from(level - 1)))
+        };
         children.saturating_sub(number.saturating_mul(LEAF_CHUNKS)).min(LEAF_CHUNKS)
     }
 
     /// Whether `node` names nothing beyond the end of the disk.
-    fn fits(&self, node: &Node, number: u64) -> bool {
+    pub(crate) fn fits(&self, node: &Node, number: u64) -> bool {
         let slots = self.slots(node.level(), number);
         node.iter().all(|(slot, _)| u64::from(slot) < slots)
     }
@@ -73,7 +77,8 @@ impl Shape {
     /// Clears what `node` names beyond the end of the disk; whether that changed it.
     fn cut(&self, node: &mut Node, number: u64) -> bool {
         let slots = self.slots(node.level(), number);
-        let beyond: Vec<u8> = node.iter().map(|(slot, _)| slot).filter(|slot| u64::from(*slot) >= slots).collect();
+        let beyond: Vec<u8> =
+            node.iter().map(|(slot, _)| slot).filter(|slot| u64::from(*slot) >= slots).collect();
         beyond.iter().for_each(|slot| node.set(*slot, None));
         !beyond.is_empty()
     }
@@ -145,12 +150,14 @@ impl TreeReader {
                 }
                 let child = level.saturating_sub(1);
                 let wanted = slot_of(number_at(child, from));
-                let Some((slot, next)) = node.iter().find(|(slot, _)| *slot >= wanted).filter(|_| level > 0) else {
+                let Some((slot, next)) = node.iter().find(|(slot, _)| *slot >= wanted).filter(|_| level > 0)
+                else {
                     from = (number_at(level, from) + 1) << (FAN_BITS * u32::from(level));
                     continue 'root;
                 };
                 if slot > wanted {
-                    from = ((number_at(level, from) << FAN_BITS) + u64::from(slot)) << (FAN_BITS * u32::from(child));
+                    from = ((number_at(level, from) << FAN_BITS) + u64::from(slot))
+                        << (FAN_BITS * u32::from(child));
                 }
                 (id, level) = (next, child);
             }
@@ -216,7 +223,17 @@ impl TreeBuilder {
         let shape = Shape::new(size_bytes, plane.parts().chunk_bytes);
         let path = (0..shape.top).map(|_| None).collect();
         let stale = stale_chunks(&base.shape, &shape);
-        TreeBuilder { plane: Arc::clone(plane), base, shape, root: None, path, next: 0, written: 0, stale, started: false }
+        TreeBuilder {
+            plane: Arc::clone(plane),
+            base,
+            shape,
+            root: None,
+            path,
+            next: 0,
+            written: 0,
+            stale,
+            started: false,
+        }
     }
 
     /// Chunks (at most two) that have another length on the new disk than on the base's, because the size
@@ -285,7 +302,11 @@ impl TreeBuilder {
         }
         let shrunk = self.shape.leaves > 0 && self.shape.chunks < self.base.shape.chunks;
         if !self.started && !shrunk && self.shape.top == self.base.shape.top {
-            return Ok(BuiltTree { root: self.base.spec.root, nodes_read: self.base.nodes_read(), nodes_written: 0 });
+            return Ok(BuiltTree {
+                root: self.base.spec.root,
+                nodes_read: self.base.nodes_read(),
+                nodes_written: 0,
+            });
         }
         self.start().await?;
         let last = self.shape.leaves.saturating_sub(1);

@@ -11,7 +11,7 @@ use crate::trees::{LEAF_CHUNKS, TreeBuilder, TreeReader, TreeSpec};
 
 /// Small enough that a megabyte has a tree of three levels.
 const CHUNK: u32 = 16;
-const LEAF: usize = CHUNK as usize * LEAF_CHUNKS as usize;
+const LEAF: usize = CHUNK as usize * 256;
 
 /// What happens to a disk between two backups.
 #[derive(Debug, Clone)]
@@ -183,7 +183,8 @@ fn cleared_leaves_are_zeros_at_a_bounded_cost() {
             session.commit().await.unwrap();
             assert!(built.nodes_read <= 5 && built.nodes_written <= 5, "{range:?}: {built:?}");
             let saved = disk.clone();
-            disk[range.start as usize * LEAF..range.end as usize * LEAF].fill(0);
+            let at = |leaf| usize::try_from(leaf).unwrap() * LEAF;
+            disk[at(range.start)..at(range.end)].fill(0);
             let tree = TreeSpec { root: built.root, size_bytes: disk.len() as u64 };
             assert!(rig.read(tree).await.unwrap() == disk, "{range:?}");
             disk = saved;

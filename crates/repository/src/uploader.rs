@@ -15,9 +15,9 @@ use async_channel::{Receiver, Sender};
 use bytes::{Bytes, BytesMut};
 use tokio::sync::watch;
 
+use crate::Error;
 use crate::layout;
 use crate::plane::{Plane, Progress};
-use crate::Error;
 
 /// Most buffers that can wait in a pool: far above any number of CPU threads.
 const BUFFERS_MAX: usize = 1024;
@@ -110,7 +110,8 @@ impl Buffers {
 
     /// Gives a buffer back.
     pub(crate) fn recycle(&self, buffer: Vec<u8>) {
-        let surplus = self.surplus.fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| count.checked_sub(1));
+        let surplus =
+            self.surplus.fetch_update(Ordering::AcqRel, Ordering::Acquire, |count| count.checked_sub(1));
         if surplus.is_err() {
             // A full or closed pool lets the buffer go.
             let _ = self.give.try_send(buffer);
@@ -124,7 +125,12 @@ impl Buffers {
 }
 
 /// Starts `tasks` uploader tasks. They end when the session's last owner drops it, or when it fails.
-pub(crate) fn spawn(plane: &Arc<Plane>, queue: &Receiver<FinishedPack>, progress: &Weak<dyn Progress>, tasks: usize) {
+pub(crate) fn spawn(
+    plane: &Arc<Plane>,
+    queue: &Receiver<FinishedPack>,
+    progress: &Weak<dyn Progress>,
+    tasks: usize,
+) {
     for _ in 0..tasks {
         tokio::spawn(run(Arc::downgrade(plane), queue.clone(), Weak::clone(progress)));
     }

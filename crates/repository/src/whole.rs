@@ -6,9 +6,9 @@
 //! Invariant: rows come from the pack's own sealed table, never from an index.
 
 use aquifer_format::{
-    Decompressor, FOOTER_BYTES, KeyRing, PackHeader, PackName, PackReader, TableRow, decode_footer, decode_table,
+    Decompressor, FOOTER_BYTES, KeyRing, PackHeader, PackName, PackReader, TableRow, decode_footer,
+    decode_table,
 };
-use tokio::task;
 
 use crate::{Error, Result};
 
@@ -63,15 +63,5 @@ impl<'a> WholePack<'a> {
         self.plain.resize(row.plain_bytes as usize, 0);
         self.reader.open(decompressor, row, &mut self.blob, &mut self.plain)?;
         Ok(&self.plain)
-    }
-}
-
-/// Runs work that burns a processor or blocks on a queue away from the runtime's own threads; its panics go on here.
-pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-    match task::spawn_blocking(work).await {
-        Ok(done) => Ok(done),
-        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-        // The runtime is shutting down.
-        Err(_) => Err(Error::Closed),
     }
 }

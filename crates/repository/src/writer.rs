@@ -93,7 +93,13 @@ impl Tools {
     }
 
     /// Seals one blob at the end of `pack` and, if the self-check is on, decodes it again while it is hot.
-    pub(crate) fn seal(&mut self, pack: &mut PackBuilder, kind: BlobKind, id: &ChunkId, plain: &[u8]) -> Result<TableRow> {
+    pub(crate) fn seal(
+        &mut self,
+        pack: &mut PackBuilder,
+        kind: BlobKind,
+        id: &ChunkId,
+        plain: &[u8],
+    ) -> Result<TableRow> {
         let row = pack.push(&mut self.compressor, kind, id, plain)?;
         if let Some(decompressor) = &mut self.decompressor {
             pack.check_last(decompressor, plain).map_err(|source| Error::SelfCheck { chunk: *id, source })?;

@@ -15,7 +15,8 @@ pub fn is_zero(bytes: &[u8]) -> bool {
         return bytes.iter().all(|byte| *byte == 0);
     };
     // The head is zero and each byte equals the one HEAD_BYTES before it, so by induction all are zero.
-    head.iter().fold(0, |sum, byte| sum | byte) == 0 && bytes[HEAD_BYTES..] == bytes[..bytes.len() - HEAD_BYTES]
+    head.iter().fold(0, |sum, byte| sum | byte) == 0
+        && bytes[HEAD_BYTES..] == bytes[..bytes.len() - HEAD_BYTES]
 }
 
 #[cfg(test)]

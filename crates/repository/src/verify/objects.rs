@@ -1,0 +1,221 @@
+//! The objects outside of the packs: `format`, key slots, log, checkpoints, segments; and the listing of packs.
+//!
+//! Every object is held against its own hash, log and checkpoints are opened, and the log's chain of hashes is
+//! followed through every slot that is there. Copies beside the packs are checked like the originals.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use aquifer_format::log::PublishedSegment;
+use aquifer_format::{
+    EntryHash, KeyRing, PackName, SessionId, decode_checkpoint, decode_segment, entry_hash, open_entry, scrub,
+};
+use aquifer_store::{GetRange, Key, ObjectStore};
+use bytes::Bytes;
+use tokio::task::JoinSet;
+
+use super::findings::Findings;
+use super::report::{DamagedObject, VerifyLevel};
+use super::walk::is_damage;
+use crate::parts::Parts;
+use crate::{Error, Result, layout};
+
+/// Objects fetched at one time.
+const IN_FLIGHT: usize = 16;
+
+/// What a listing showed.
+#[derive(Default)]
+pub(super) struct Listing {
+    /// Sizes of the packs that are there, in bytes.
+    pub(super) packs: BTreeMap<PackName, u64>,
+    /// Keys of the small objects, in order.
+    small: Vec<Key>,
+}
+
+/// Lists everything in `store`.
+///
+/// # Errors
+/// Those of the store.
+pub(super) async fn list(store: &dyn ObjectStore) -> Result<Listing> {
+    let mut listing = Listing::default();
+    let mut after = None;
+    loop {
+        let page = store.list("", after.as_ref()).await?;
+        for entry in &page.entries {
+            match pack_of(&entry.key) {
+                Some(pack) => drop(listing.packs.insert(pack, entry.bytes)),
+                None => listing.small.push(entry.key.clone()),
+            }
+        }
+        after = page.entries.last().map(|entry| entry.key.clone());
+        if !page.more {
+            return Ok(listing);
+        }
+    }
+}
+
+/// The pack that a key names.
+fn pack_of(key: &Key) -> Option<PackName> {
+    let (session, number) = key.as_str().strip_prefix(layout::PACKS)?.split_once('/')?;
+    let session: SessionId = session.parse().ok()?;
+    Some(PackName { session, number: u32::from_str_radix(number, 16).ok()? })
+}
+
+/// What an object is, by its key.
+enum Small {
+    Log(u64),
+    Checkpoint(u64),
+    /// Only its own hash can be checked here.
+    Other,
+    /// Changes under us, or proves nothing.
+    Skip,
+}
+
+impl Small {
+    fn of(key: &Key) -> Self {
+        let number = |text: &str| u64::from_str_radix(text, 16).ok();
+        match key.as_str().split_once('/') {
+            Some(("log", seq)) => number(seq).map_or(Small::Other, Small::Log),
+            Some(("ckpt", seq)) => number(seq).map_or(Small::Other, Small::Checkpoint),
+            Some(("keys", _)) | None => Small::Other,
+            Some(_) => Small::Skip,
+        }
+    }
+}
+
+/// Checks the small objects of one store, and returns how many.
+///
+/// # Errors
+/// When the store does not answer.
+pub(super) async fn check(
+    parts: &Parts,
+    store: &Arc<dyn ObjectStore>,
+    listing: &Listing,
+    findings: &mut Findings,
+) -> Result<u64> {
+    let state = parts.state.get();
+    let mut entries: BTreeMap<u64, Option<(EntryHash, EntryHash)>> = BTreeMap::new();
+    let (mut keys, mut running, mut checked) = (listing.small.iter(), JoinSet::new(), 0);
+    loop {
+        while running.len() < IN_FLIGHT
+            && let Some(key) = keys.next()
+        {
+            if !matches!(Small::of(key), Small::Skip) {
+                running.spawn(get(Arc::clone(store), key.clone()));
+            }
+        }
+        let Some(done) = running.join_next().await else { break };
+        let (key, body) = done.map_err(|_| Error::Closed)?;
+        checked += 1;
+        let outcome = body.and_then(|body| open(&parts.ring, &key, &body));
+        if let Small::Log(seq) = Small::of(&key) {
+            entries.insert(seq, outcome.as_ref().ok().copied().flatten());
+        }
+        match outcome {
+            Ok(_) => {}
+            Err(error) if is_damage(&error) => note(findings, &**store, key.as_str(), error.to_string()),
+            Err(error) => return Err(error),
+        }
+    }
+    if !entries.is_empty() {
+        for (seq, what) in chain(&entries, state.floor(), state.seq(), state.tip()) {
+            note(findings, &**store, layout::log(seq).as_str(), what);
+        }
+    }
+    Ok(checked)
+}
+
+fn note(findings: &mut Findings, store: &dyn ObjectStore, key: &str, what: String) {
+    findings.note(DamagedObject::Object(key.to_owned()), format!("in {}: {what}", store.describe()));
+}
+
+async fn get(store: Arc<dyn ObjectStore>, key: Key) -> (Key, Result<Bytes>) {
+    let body = store.get(&key, GetRange::Whole).await.map_err(Error::from);
+    (key, body)
+}
+
+/// Opens one object; for a log entry gives the hash of the entry before it, and its own.
+fn open(ring: &KeyRing, key: &Key, body: &Bytes) -> Result<Option<(EntryHash, EntryHash)>> {
+    let named = |source| Error::Object { key: key.to_string(), source };
+    scrub(body).map_err(named)?;
+    match Small::of(key) {
+        Small::Log(seq) => {
+            let entry = open_entry(ring, seq, body).map_err(named)?;
+            Ok(Some((entry.prev, entry_hash(body))))
+        }
+        Small::Checkpoint(seq) => decode_checkpoint(ring, seq, body).map_err(named).map(|_| None),
+        Small::Other | Small::Skip => Ok(None),
+    }
+}
+
+/// Slots in which the chain is broken: missing ones, and ones that do not follow the one before.
+fn chain(
+    entries: &BTreeMap<u64, Option<(EntryHash, EntryHash)>>,
+    floor: u64,
+    last: u64,
+    tip: EntryHash,
+) -> Vec<(u64, String)> {
+    let mut broken = Vec::new();
+    let mut before: Option<EntryHash> = None;
+    // Below the floor, slots may be missing from the oldest on: truncation removes them in that order.
+    let first = entries.keys().next().copied().unwrap_or(floor).min(floor);
+    for seq in first..=last {
+        let here = entries.get(&seq).copied();
+        match here {
+            None => broken.push((seq, "it is missing".to_owned())),
+            Some(Some((prev, _))) if before.is_some_and(|before| before != prev) => {
+                broken.push((
+                    seq,
+                    "it does not follow the entry before it; one of the two was replaced".to_owned(),
+                ));
+            }
+            Some(_) => {}
+        }
+        before = here.flatten().map(|(_, own)| own);
+    }
+    if before.is_some_and(|own| own != tip) {
+        broken.push((last, "it is another entry than the one that this host saw there".to_owned()));
+    }
+    broken
+}
+
+/// Checks that every published segment is there, and above [`VerifyLevel::Structure`] that it opens.
+///
+/// # Errors
+/// When the store does not answer.
+pub(super) async fn check_segments(
+    parts: &Parts,
+    listing: &Listing,
+    level: VerifyLevel,
+    findings: &mut Findings,
+) -> Result<u64> {
+    let state = parts.state.get();
+    for segment in state.segments() {
+        let key = layout::segment(&segment.name);
+        let outcome = if listing.small.binary_search(&key).is_err() {
+            Some(
+                "it is missing: without it the index can only be rebuilt from the packs themselves"
+                    .to_owned(),
+            )
+        } else if level > VerifyLevel::Structure {
+            open_segment(parts, segment).await?
+        } else {
+            None
+        };
+        if let Some(what) = outcome {
+            note(findings, &*parts.packs, key.as_str(), what);
+        }
+    }
+    Ok(state.segments().len() as u64)
+}
+
+async fn open_segment(parts: &Parts, segment: &PublishedSegment) -> Result<Option<String>> {
+    let key = layout::segment(&segment.name);
+    match get(Arc::clone(&parts.packs), key).await {
+        (_, Ok(body)) => {
+            Ok(decode_segment(&parts.ring, segment.name, &body).err().map(|error| error.to_string()))
+        }
+        (_, Err(error)) if is_damage(&error) => Ok(Some(error.to_string())),
+        (_, Err(error)) => Err(error),
+    }
+}

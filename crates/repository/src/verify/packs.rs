@@ -1,0 +1,144 @@
+//! Reading packs whole: their own hash (V1), and every blob down to its id (V2), on all cores.
+//!
+//! Each task fetches one pack and checks it on a thread for blocking work, so memory is bounded by one pack a
+//! task. Which packs, and what their damage means for disks, is decided elsewhere.
+
+use aquifer_format::{ChunkId, Decompressor, check_hash};
+use aquifer_index::PackSummary;
+use bytes::Bytes;
+use tokio::task::JoinSet;
+
+use super::findings::Findings;
+use super::report::{DamagedObject, VerifyLevel};
+use super::walk::is_damage;
+use crate::parts::Parts;
+use crate::repository::blocking;
+use crate::whole::WholePack;
+use crate::{Error, Result};
+
+/// What reading one pack showed.
+#[derive(Default)]
+struct PackCheck {
+    bytes: u64,
+    blobs: u64,
+    /// Nothing of the pack can be counted on, and why.
+    lost: Option<String>,
+    /// The object is not what was written, but its blobs were told apart one by one.
+    scarred: Option<String>,
+    bad: Vec<(ChunkId, String)>,
+}
+
+/// What was read in all.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct PacksRead {
+    pub(super) packs: u64,
+    pub(super) bytes: u64,
+    pub(super) blobs: u64,
+}
+
+/// Checks `packs` to `level`; `tell` gets the bytes of each when it is done.
+///
+/// # Errors
+/// When a store does not answer; a missing pack is a finding.
+pub(super) async fn check(
+    parts: &Parts,
+    packs: Vec<PackSummary>,
+    level: VerifyLevel,
+    findings: &mut Findings,
+    mut tell: impl FnMut(u64),
+) -> Result<PacksRead> {
+    // One more than there are cores, so that the next pack is fetched while all of them work.
+    let tasks = std::thread::available_parallelism().map_or(2, usize::from) + 1;
+    let (mut packs, mut running, mut read) = (packs.into_iter(), JoinSet::new(), PacksRead::default());
+    loop {
+        while running.len() < tasks
+            && let Some(pack) = packs.next()
+        {
+            running.spawn(check_one(parts.clone(), pack, level));
+        }
+        let Some(done) = running.join_next().await else { return Ok(read) };
+        let (pack, check) = done.map_err(|_| Error::Closed)??;
+        read.packs += 1;
+        read.bytes += check.bytes;
+        read.blobs += check.blobs;
+        tell(pack.bytes);
+        check.into_findings(&pack, findings);
+    }
+}
+
+impl PackCheck {
+    fn into_findings(self, pack: &PackSummary, findings: &mut Findings) {
+        if let Some(what) = self.lost {
+            findings.pack(pack.pack, what);
+        }
+        if let Some(what) = self.scarred {
+            findings.note(DamagedObject::Pack(pack.pack), what);
+        }
+        for (id, what) in self.bad {
+            findings.chunk(id, what);
+        }
+    }
+}
+
+async fn check_one(parts: Parts, pack: PackSummary, level: VerifyLevel) -> Result<(PackSummary, PackCheck)> {
+    let body = match parts.fetch_whole(&pack.pack).await {
+        Ok(body) => body,
+        Err(error) if is_damage(&error) => {
+            return Ok((pack, PackCheck { lost: Some(error.to_string()), ..PackCheck::default() }));
+        }
+        Err(error) => return Err(error),
+    };
+    let check = blocking(move || check_bytes(&parts, &pack, &body, level)).await?;
+    Ok((pack, check))
+}
+
+fn check_bytes(parts: &Parts, pack: &PackSummary, body: &Bytes, level: VerifyLevel) -> Result<PackCheck> {
+    let mut check = PackCheck { bytes: body.len() as u64, ..PackCheck::default() };
+    let wrong = match check_hash(body) {
+        Ok(hash) if hash == pack.hash && check.bytes == pack.bytes => None,
+        Ok(_) => {
+            Some(format!("pack {}: another pack than the one that was published under this name", pack.pack))
+        }
+        Err(source) => Some(format!("pack {}: {source}", pack.pack)),
+    };
+    if level < VerifyLevel::Chunks {
+        check.lost = wrong;
+        return Ok(check);
+    }
+    match WholePack::open(&parts.ring, &pack.pack, body) {
+        Ok(whole) => {
+            check.scarred = wrong;
+            open_all(parts, pack, whole, &mut check)?;
+        }
+        Err(error) => check.lost = Some(error.to_string()),
+    }
+    Ok(check)
+}
+
+/// Opens every blob, and holds the index's rows against the pack's own: a restore reads by the index.
+fn open_all(
+    parts: &Parts,
+    pack: &PackSummary,
+    mut whole: WholePack<'_>,
+    check: &mut PackCheck,
+) -> Result<()> {
+    let rows = whole.rows().to_vec();
+    let ids: Vec<ChunkId> = rows.iter().map(|row| row.id).collect();
+    let header = *whole.header();
+    let mut decompressor = Decompressor::new()?;
+    for (row, copies) in rows.iter().zip(parts.index.get_many(&ids)?) {
+        check.blobs += 1;
+        if let Err(source) = whole.blob(&mut decompressor, row) {
+            check.bad.push((row.id, format!("pack {}: {source}", pack.pack)));
+            continue;
+        }
+        let indexed = copies.iter().find(|copy| copy.pack == pack.pack);
+        if indexed.is_none_or(|copy| copy.row != *row || copy.header != header) {
+            check.bad.push((
+                row.id,
+                format!("pack {}: the index does not say where it lies; rebuild the index", pack.pack),
+            ));
+        }
+    }
+    Ok(())
+}
