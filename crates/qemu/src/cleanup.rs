@@ -84,12 +84,13 @@ pub struct CleanupReport {
 /// Why a sweep is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Occasion {
-    /// Something of ours may have been left by a run that was killed, a frozen guest included.
+    /// Something of ours may have been left by a run that was killed: a frozen guest and an NBD server included.
     AfterCrash,
     /// A session of this process ends.
-    SessionEnd,
-    /// A session of this process could not begin, because somebody else has an NBD server.
-    ForeignServer,
+    SessionEnd {
+        /// Whether it started the NBD server.
+        server: bool,
+    },
 }
 
 impl Scope {
@@ -175,27 +176,22 @@ pub(crate) async fn sweep(
     let found = Inventory::take(monitor, &names).await?;
     let mut report =
         CleanupReport { removed: found.names(), foreign: found.foreign.clone(), ..CleanupReport::default() };
-    if occasion == Occasion::AfterCrash && !found.nodes.is_empty() {
-        report.thawed = thaw(monitor, options, scope).await;
-    }
-    // Asked while our nodes are still there: they are the sign of who was here.
-    let stop_server =
-        occasion != Occasion::ForeignServer && server_is_ours(monitor, options, scope, &found).await?;
-    for export in &found.exports {
-        end_export(monitor, export).await?;
-    }
-    for job in &found.jobs {
-        cancel_job(monitor, &job.id).await?;
-    }
-    if !found.jobs.is_empty() {
-        report.continued = go_on(monitor).await?;
-    }
-    for job in &found.jobs {
-        forget_job(monitor, &job.id).await?;
-    }
+    // A guest that stands still loses no time to an agent that is slow to answer, nor the other way round. The
+    // nodes stay until both are done: they are the sign that there is something to thaw.
+    let thawing = async {
+        let ask = occasion == Occasion::AfterCrash && !found.nodes.is_empty();
+        ask && thaw(monitor, options, scope).await
+    };
+    let (thawed, continued) = tokio::join!(thawing, end_work(monitor, &found));
+    report.thawed = thawed;
+    report.continued = continued?;
     for node in &found.nodes {
         remove_node(monitor, node).await?;
     }
+    let stop_server = match occasion {
+        Occasion::AfterCrash => server_is_ours(monitor, options, scope, &found).await?,
+        Occasion::SessionEnd { server } => server && found.foreign_exports.is_empty(),
+    };
     if stop_server {
         match monitor.execute(NbdServerStop(json!({}))).await {
             Ok(_) => report.removed.push("NBD server".to_owned()),
@@ -214,6 +210,22 @@ pub(crate) async fn sweep(
     }
     remove_files(monitor.host(), scope, &mut report).await?;
     Ok(report)
+}
+
+/// Exports before jobs; then lets a guest go on that had stopped for us, which it then may for good.
+async fn end_work(monitor: &Monitor, found: &Inventory) -> Result<bool> {
+    for export in &found.exports {
+        end_export(monitor, export).await?;
+    }
+    for job in &found.jobs {
+        cancel_job(monitor, &job.id).await?;
+    }
+    let continued = !found.jobs.is_empty() && go_on(monitor).await?;
+    // Until here the jobs are the sign, should this be killed, that the guest may have stopped for us.
+    for job in &found.jobs {
+        forget_job(monitor, &job.id).await?;
+    }
+    Ok(continued)
 }
 
 /// What is left of a session whose QEMU has ended: files.

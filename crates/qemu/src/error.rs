@@ -378,6 +378,15 @@ pub enum Error {
         /// Address of the agent.
         address: String,
     },
+    /// A unix socket beside a QEMU that is reached by TLS alone.
+    #[error(
+        "the NBD server of {monitor} cannot listen on a unix socket, which is out of reach: set nbd_listen to \
+         tls:HOST:PORT, or use ssh://"
+    )]
+    NoWayToSocket {
+        /// Address of the monitor.
+        monitor: String,
+    },
     /// `require` without an agent.
     #[error("quiesce = require needs the address of the guest agent")]
     NoAgent,
@@ -435,6 +444,7 @@ impl Error {
             | Self::EmptyDrive { .. }
             | Self::NoDisks { .. }
             | Self::NoAgent
+            | Self::NoWayToSocket { .. }
             | Self::NoCertificates { .. }
             | Self::Image { .. }
             | Self::NotAMonitor { .. }
@@ -470,11 +480,11 @@ impl Error {
             | Self::AgentSilent { .. }
             | Self::AgentRefused { .. }
             | Self::AgentBroken { .. }
-            | Self::ThawedEarly { .. } => ErrorKind::Unavailable,
-            Self::Refused { .. }
-            | Self::UnexpectedReply { .. }
+            | Self::ThawedEarly { .. }
+            | Self::Refused { .. }
+            | Self::JobFailed { .. } => ErrorKind::Unavailable,
+            Self::UnexpectedReply { .. }
             | Self::Leftover { .. }
-            | Self::JobFailed { .. }
             | Self::Guard { .. }
             | Self::GuardProtocol(_) => ErrorKind::Internal,
         }

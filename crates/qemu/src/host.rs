@@ -43,9 +43,9 @@ impl Host {
     /// The local path by which the socket `path` of that machine is reached; `address` is for the message.
     pub(crate) async fn reach_socket(&self, path: &Path, address: &str) -> Result<PathBuf> {
         match self {
-            Self::Local | Self::Unreachable => Ok(path.to_owned()),
+            Self::Local => Ok(path.to_owned()),
             Self::Ssh(ssh) if ssh.is_socket(path).await? => ssh.forward(path).await,
-            Self::Ssh(_) => Err(Error::NoSuchSocket { address: address.to_owned() }),
+            Self::Ssh(_) | Self::Unreachable => Err(Error::NoSuchSocket { address: address.to_owned() }),
         }
     }
 

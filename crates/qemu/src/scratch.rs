@@ -121,7 +121,14 @@ impl Place<'_> {
         } else {
             let reserved = json!({"driver": "file", "filename": path, "size": budget.budget_bytes,
                 "preallocation": "falloc"});
-            self.format(reserved).await?;
+            self.format(reserved).await.map_err(|error| match error {
+                Error::JobFailed { id, detail } => {
+                    let bytes = budget.budget_bytes;
+                    let detail = format!("{bytes} bytes for {}: {detail}; set --scratch-max", disk.name);
+                    Error::JobFailed { id, detail }
+                }
+                other => other,
+            })?;
         }
         let protocol = json!({"driver": "file", "node-name": file, "filename": path});
         self.monitor.execute(BlockdevAdd(protocol)).await?;

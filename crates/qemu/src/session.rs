@@ -1,7 +1,7 @@
 //! A session: the time in which the exports of a domain's disks show one frozen instant.
 //!
 //! Opening goes through the steps of docs/QEMU.md, each undone when a later one fails. While the session is open a
-//! [`Watch`] listens; [`ExportSession::check`] must be asked after the last read and before anything is committed.
+//! watch listens; [`ExportSession::check`] must be asked after the last read and before anything is committed.
 //! Invariant: an error of `open` leaves nothing of ours in QEMU, and a session that is dropped without
 //! [`ExportSession::close`] is ended by its guard.
 
@@ -124,18 +124,16 @@ impl ExportSession {
         if request.quiesce == Quiesce::Require && request.scope.agent.is_none() {
             return Err(Error::NoAgent);
         }
+        if matches!(request.monitor, MonitorAddress::Tls { .. }) && request.scope.nbd == NbdListen::Unix {
+            return Err(Error::NoWayToSocket { monitor: request.monitor.to_string() });
+        }
         let monitor = Monitor::connect(&request.monitor, &request.options).await?;
         let guard = match &request.guard {
             None => None,
             Some(command) => Some(Guard::start(command, &request.plan()).await?),
         };
-        let mut opening = Opening {
-            request: &request,
-            monitor: &monitor,
-            names,
-            warnings: Vec::new(),
-            occasion: Occasion::SessionEnd,
-        };
+        let mut opening =
+            Opening { request: &request, monitor: &monitor, names, warnings: Vec::new(), server: false };
         let (opened, events) = match Box::pin(opening.run()).await {
             Ok(opened) => opened,
             Err(error) => {
@@ -242,7 +240,8 @@ struct Opening<'a> {
     monitor: &'a Monitor,
     names: Names,
     warnings: Vec<String>,
-    occasion: Occasion,
+    /// Whether the NBD server was started.
+    server: bool,
 }
 
 impl Opening<'_> {
@@ -288,13 +287,16 @@ impl Opening<'_> {
 
     async fn start_server(&mut self) -> Result<()> {
         match start_server(self.monitor, &self.request.scope, self.request.max_connections).await {
-            // QEMU has no query for its server; of all its refusals this one is told apart, by its words, only to
-            // give it a better text and to be sure that the undoing does not stop the server.
+            Ok(()) => {
+                self.server = true;
+                Ok(())
+            }
+            // QEMU has no query for its server; of all its refusals this one is told apart by its words, for the
+            // better text alone.
             Err(Error::Refused { description, .. }) if description.contains("already running") => {
-                self.occasion = Occasion::ForeignServer;
                 Err(Error::ForeignServer { exports: Vec::new() })
             }
-            outcome => outcome,
+            Err(error) => Err(error),
         }
     }
 
@@ -397,7 +399,8 @@ impl Opening<'_> {
 
     /// After an error: takes back what was done. If that fails too, the guard is left to do it.
     async fn undo(&self, guard: Option<Guard>) {
-        let swept = sweep(self.monitor, &self.request.options, &self.request.scope, self.occasion).await;
+        let occasion = Occasion::SessionEnd { server: self.server };
+        let swept = sweep(self.monitor, &self.request.options, &self.request.scope, occasion).await;
         let outcome = match (swept, guard) {
             (Ok(_), Some(guard)) => guard.dismiss().await,
             (Ok(_), None) => Ok(()),

@@ -192,7 +192,7 @@ impl Watched {
 
     /// The end of the session, in the order of [`sweep`].
     pub(crate) async fn end(&self) -> Result<CleanupReport> {
-        match sweep(&self.monitor, &self.options, &self.scope, Occasion::SessionEnd).await {
+        match sweep(&self.monitor, &self.options, &self.scope, Occasion::SessionEnd { server: true }).await {
             // With QEMU gone, what it had is gone too, but for its files.
             Err(Error::MonitorClosed { .. }) => remove_after_qemu(self.monitor.host(), &self.scope).await,
             outcome => outcome,

@@ -4,6 +4,8 @@
 //! Needs the Debian packages qemu-system-x86, qemu-utils, libnbd-bin, openssl, openssh-server and openssh-client.
 //! `QEMU_PREFIX` names the root of an unpacked other QEMU to use instead of the installed one.
 
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test fails by panicking")]
+
 mod crash;
 mod freeze;
 mod image;

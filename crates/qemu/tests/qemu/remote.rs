@@ -232,6 +232,8 @@ async fn a_tls_monitor_works_or_says_why_not() {
     let before = machine.inventory().await;
     let mut request = machine.request();
     request.monitor = format!("tls:localhost:{port}").parse().unwrap();
+    let error = ExportSession::open(request.clone()).await.unwrap_err();
+    assert!(matches!(error, Error::NoWayToSocket { .. }) && error.kind() == ErrorKind::Invalid, "{error}");
     request.options = tls_options(folder.path());
     request.options.command_deadline = std::time::Duration::from_secs(3);
     request.scope.nbd = NbdListen::Tls {
