@@ -423,3 +423,23 @@ fn a_stranger_restores_a_disk_whose_tree_has_two_levels_and_a_short_last_chunk()
     let init = ["--chunk-size", "64KiB"];
     restored_by_a_stranger(&init, Some(b"correct horse battery staple"), (20 << 20) + 512)
 }
+
+#[test]
+fn a_stranger_restores_the_golden_repositories() -> Outcome {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/format/tests/golden/v1");
+    for (name, secret) in [("encrypted", Some(&b"correct horse battery staple"[..])), ("plain", None)] {
+        let reader = Reader::open(&golden.join(name), secret).with_context(|| name)?;
+        let (uuid, _) = reader.commits.first().context("no backup")?;
+        let disk = reader.disk(uuid, "vda")?;
+        let chunk = 64 << 10;
+        let prose =
+            |bytes| b"All work and no play makes Jack a dull boy. ".iter().copied().cycle().take(bytes);
+        ensure!(disk.len() == 7 * chunk + 1024, "{} bytes", disk.len());
+        ensure!(disk[..chunk].iter().copied().eq(prose(chunk)), "chunk 0 has another content");
+        ensure!(disk[chunk..2 * chunk].iter().any(|&byte| byte != 0), "chunk 1, of noise, is zero");
+        ensure!(disk[2 * chunk..7 * chunk].iter().all(|&byte| byte == 0), "chunks 2 to 6 are not zero");
+        ensure!(disk[7 * chunk..].iter().copied().eq(prose(1024)), "chunk 7 has another content");
+        ensure!(reader.disk(uuid, "vdb")?.iter().all(|&byte| byte == 0), "an all-zero disk is not");
+    }
+    Ok(())
+}
