@@ -12,7 +12,6 @@ trap 'rm -rf "$scratch"' EXIT
 
 install -D -m 755 "$binary" "$destdir$prefix/bin/aquifer"
 
-mkdir "$scratch/man"
 "$binary" man "$scratch/man"
 install -D -m 644 -t "$share/man/man1" "$scratch"/man/*.1
 
