@@ -1,0 +1,232 @@
+//! What was typed: the command line as clap reads it, and nothing more.
+//!
+//! The first of two steps. Here stand names, shapes and help texts; values that other crates define (monitor
+//! addresses, NBD URIs, volumes) stay text. What the words mean, together with the configuration, is settled by
+//! the commands through [`crate::context::Context`].
+//!
+//! Invariant: nothing here touches a file, the network or the terminal.
+
+pub(crate) mod jobs;
+pub(crate) mod values;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use self::jobs::{BackupArgs, RestoreArgs, VerifyArgs};
+use self::values::{Named, Size};
+
+/// Backs up running virtual machines into an encrypted, deduplicating repository, and restores them byte-exact.
+#[derive(Debug, Parser)]
+#[command(name = "aquifer", version, propagate_version = true, max_term_width = 100)]
+#[command(after_help = EXIT_CODES)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The exit codes, as the help and the man page state them.
+const EXIT_CODES: &str = "\
+Exit codes:
+  0 done · 1 failed otherwise · 2 usage · 3 invalid · 4 not found · 5 conflict · 6 denied
+  7 unavailable · 8 corrupt · 9 unsupported · 10 cancelled · 11 internal";
+
+/// Options of every command.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Options of every command")]
+pub(crate) struct Global {
+    /// Configuration [default: /etc/aquifer/aquifer.toml, or one in the user's own configuration folder].
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Repository: a configured name, a path, or file:///PATH.
+    #[arg(short, long, global = true, value_name = "NAME|URL")]
+    pub(crate) repository: Option<String>,
+    /// Store of the repository's log, where it is kept apart from the packs.
+    #[arg(long, global = true, value_name = "URL")]
+    pub(crate) log: Option<String>,
+    /// File whose content, without a line end, is the repository's password [env: AQUIFER_PASSWORD_FILE].
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) password_file: Option<PathBuf>,
+    /// Folder of index caches and journals; losing it costs time, never data [env: AQUIFER_STATE_DIR].
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// Print JSON: one document, or one object a line while a job runs.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Say more on standard error; twice for everything.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Create, examine and maintain a repository.
+    #[command(subcommand)]
+    Repository(RepositoryCommand),
+    /// Back up a domain: all its disks at one instant.
+    Backup(Box<BackupArgs>),
+    /// List backups, newest first.
+    List(ListArgs),
+    /// Print the description of a backup as <domainbackup> XML, with --json too.
+    Dumpxml {
+        /// The backup: its uuid, at least eight digits of it, or latest:DOMAIN.
+        #[arg(value_name = "UUID")]
+        backup: String,
+    },
+    /// Restore disks of a backup.
+    Restore(RestoreArgs),
+    /// Prove that stored backups can be restored.
+    Verify(VerifyArgs),
+    /// Show and clean up the domains of the configuration.
+    #[command(subcommand)]
+    Domain(DomainCommand),
+    /// Check this machine, the repository and the domains' monitors, and say what is wrong.
+    Doctor {
+        /// Read samples of this NBD export with two independent clients, and compare; may be repeated.
+        #[arg(long, value_name = "NAME=URI")]
+        nbd: Vec<Named>,
+    },
+    /// Look inside a repository.
+    #[command(subcommand)]
+    Debug(DebugCommand),
+    /// Print the completion script of a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages.
+    Man {
+        /// Folder for the pages.
+        #[arg(value_name = "DIR")]
+        folder: PathBuf,
+    },
+    /// Ends the session of a backup whose process died; started by the backup itself.
+    #[command(hide = true)]
+    Guard,
+}
+
+/// `repository …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum RepositoryCommand {
+    /// Create a repository in an empty or new place.
+    Init(InitArgs),
+    /// Show what the repository is: id, encryption, chunk size, features.
+    Info,
+    /// Count backups, packs and bytes.
+    Stats,
+    /// Prove that the store creates objects atomically: many try at once, exactly one may win.
+    Probe,
+    /// Rebuild this machine's chunk index from the repository.
+    RebuildIndex {
+        /// Read the tables of the packs themselves, and trust no segment.
+        #[arg(long)]
+        from_packs: bool,
+    },
+    /// Passwords that open the repository.
+    #[command(subcommand)]
+    Keys(KeysCommand),
+}
+
+/// `repository init`
+#[derive(Debug, Args)]
+pub(crate) struct InitArgs {
+    /// Store the data in plain: anybody who reads the store reads the disks.
+    #[arg(long)]
+    pub(crate) no_encryption: bool,
+    /// Chunk size, a power of two from 64KiB to 4MiB; it cannot be changed later.
+    #[arg(long, value_name = "SIZE", default_value = "128KiB")]
+    pub(crate) chunk_size: Size,
+    /// Also make a recovery key, and write it to this new file; keep it away from this machine.
+    #[arg(long, value_name = "FILE", conflicts_with = "no_encryption")]
+    pub(crate) recovery_key: Option<PathBuf>,
+}
+
+/// `repository keys …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeysCommand {
+    /// List the key slots.
+    List,
+    /// Add a password in a slot of its own.
+    Add {
+        /// File whose content, without a line end, is the new password [default: asked for on the terminal].
+        #[arg(long, value_name = "FILE")]
+        new_password_file: Option<PathBuf>,
+    },
+    /// Remove a slot. Whoever opened the repository with it may have kept the key: this does not lock them out.
+    Retire {
+        /// The slot, as `keys list` names it.
+        #[arg(value_name = "SLOT")]
+        slot: String,
+    },
+}
+
+/// `list`
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    /// Only backups of this domain.
+    pub(crate) domain: Option<String>,
+    /// Only backups whose every disk was read whole.
+    #[arg(long)]
+    pub(crate) full: bool,
+    /// Only the newest backup of each domain.
+    #[arg(long)]
+    pub(crate) latest: bool,
+}
+
+/// `domain …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum DomainCommand {
+    /// List the domains of the configuration and of the repository.
+    List,
+    /// Show how a domain is configured, and its newest backup.
+    Show {
+        /// The domain.
+        name: String,
+    },
+    /// Remove from the domain's QEMU what a crashed backup of ours left; touch nothing else.
+    Cleanup {
+        /// The domain.
+        name: String,
+        /// QEMU's monitor, if the domain is not configured.
+        #[arg(long, value_name = "ADDRESS")]
+        qmp: Option<String>,
+        /// Folder of the scratch files, if not the configured one.
+        #[arg(long, value_name = "DIR")]
+        scratch: Option<PathBuf>,
+    },
+}
+
+/// `debug …`
+#[derive(Debug, Subcommand)]
+pub(crate) enum DebugCommand {
+    /// Print the content of an object.
+    Cat {
+        /// The object's key, such as log/0000000000000001.
+        key: String,
+    },
+    /// Print the log, oldest entry first.
+    Log,
+    /// Print the tree of one disk of a backup.
+    Tree {
+        /// The backup.
+        #[arg(value_name = "UUID")]
+        backup: String,
+        /// The disk, by its name in the backup.
+        disk: String,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::Cli;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,145 @@
+//! The arguments of the commands that move data: `backup`, `restore`, `verify`.
+//!
+//! Not here: which of them a configured domain already answers; the commands settle that.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use uuid::Uuid;
+
+use super::values::{Label, Named, Percent, Rate, Size};
+
+/// `backup`
+#[derive(Debug, Args)]
+#[command(after_long_help = BACKUP_JSON)]
+pub(crate) struct BackupArgs {
+    /// The domain; its name stands in the repository.
+    #[arg(required_unless_present = "all")]
+    pub(crate) domain: Option<String>,
+    /// Every configured domain, one after the other; a failed one does not stop the rest.
+    #[arg(long, conflicts_with_all = ["domain", "disk", "uuid", "agent", "qmp", "nbd", "image"])]
+    pub(crate) all: bool,
+    /// Only this disk; may be repeated.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) disk: Vec<String>,
+    /// Read every disk whole, even where a dirty bitmap says what changed.
+    #[arg(long)]
+    pub(crate) full: bool,
+    /// Free text, kept with the backup.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) description: Option<String>,
+    /// The backup's uuid [default: a new one].
+    #[arg(long)]
+    pub(crate) uuid: Option<Uuid>,
+    /// A label, kept with the backup; may be repeated.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub(crate) label: Vec<Label>,
+    /// Freeze the guest's file systems through its agent around the instant [default: try, if an agent is known].
+    #[arg(long)]
+    pub(crate) quiesce: Option<QuiesceMode>,
+    /// The guest agent's socket.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) agent: Option<String>,
+    /// Folder on the hypervisor for the scratch files, which keep what the guest overwrites meanwhile.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) scratch: Option<PathBuf>,
+    /// Most that one scratch file may hold; the backup fails before the guest would wait for more.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) scratch_max: Option<Size>,
+    /// Most bytes a second to read from the domain.
+    #[arg(long, value_name = "RATE")]
+    pub(crate) read_limit: Option<Rate>,
+    /// QEMU's monitor: unix:PATH, tcp:HOST:PORT (loopback only), tls:HOST:PORT or ssh://[USER@]HOST/PATH.
+    #[arg(long, value_name = "ADDRESS", group = "source", help_heading = SOURCE)]
+    pub(crate) qmp: Option<String>,
+    /// An NBD export that somebody else serves and keeps at one instant; may be repeated.
+    #[arg(long, value_name = "NAME=URI", group = "source", help_heading = SOURCE)]
+    pub(crate) nbd: Vec<Named>,
+    /// A disk image of a stopped domain, read through qemu-nbd; may be repeated.
+    #[arg(long, value_name = "NAME=PATH", group = "source", help_heading = SOURCE)]
+    pub(crate) image: Vec<Named>,
+}
+
+const SOURCE: &str = "Source, if the domain is not configured";
+
+const BACKUP_JSON: &str = "\
+JSON: event lines; the last is
+  {\"event\":\"done\",\"uuid\",\"parent\",\"domain\",\"created\",\"state\",\"level\",\"seconds\",\"freeze_ms\",
+   \"memory_peak_bytes\",\"packs\",\"disks\":[{\"name\",\"size_bytes\",\"mode\":\"full|bitmap|rescan\",\"reason\",
+   \"read_bytes\",\"rechecked_bytes\",\"zero_bytes\",\"kept_bytes\",\"deduplicated_bytes\",\"new_bytes\",
+   \"stored_bytes\",\"tree_nodes_read\",\"tree_nodes_written\"}]}
+or {\"event\":\"error\",\"kind\",\"message\",\"hint\",\"context\"}.";
+
+/// What to do about the guest's file systems.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum QuiesceMode {
+    /// Leave them alone.
+    Off,
+    /// Freeze them; go on with a warning if that fails.
+    Try,
+    /// Freeze them; fail if that fails.
+    Require,
+}
+
+/// `restore`
+#[derive(Debug, Args)]
+#[command(after_long_help = RESTORE_JSON)]
+pub(crate) struct RestoreArgs {
+    /// The backup: its uuid, at least eight digits of it, or latest:DOMAIN.
+    #[arg(value_name = "UUID|latest:DOMAIN")]
+    pub(crate) backup: String,
+    /// Restore this disk into a volume: raw:PATH, a block device, nbd://… or nbd+unix://…; may be repeated.
+    #[arg(long, value_name = "NAME=VOLUME", required = true)]
+    pub(crate) disk: Vec<Named>,
+    /// Accept a volume that holds data: read it first, and write only what differs.
+    #[arg(long)]
+    pub(crate) rewrite_existing: bool,
+    /// Read every volume back and compare it with the backup.
+    #[arg(long)]
+    pub(crate) verify: bool,
+    /// Check everything, and write nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+const RESTORE_JSON: &str = "\
+JSON: event lines; the last is
+  {\"event\":\"done\",\"uuid\",\"seconds\",\"disks\":[{\"name\",\"volume\",\"size_bytes\",\"written_bytes\",
+   \"skipped_bytes\",\"zero_bytes\"}]}
+or {\"event\":\"error\",\"kind\",\"message\",\"hint\",\"context\"}.";
+
+/// `verify`
+#[derive(Debug, Args)]
+#[command(after_long_help = VERIFY_JSON)]
+pub(crate) struct VerifyArgs {
+    /// The backups [default: all].
+    #[arg(value_name = "UUID")]
+    pub(crate) backups: Vec<String>,
+    /// How deep to look.
+    #[arg(long, default_value = "structure")]
+    pub(crate) level: DepthName,
+    /// Read this share of the packs only, drawn anew each time.
+    #[arg(long, value_name = "P%", default_value = "100%")]
+    pub(crate) sample: Percent,
+}
+
+const VERIFY_JSON: &str = "\
+JSON: {\"event\":\"done\",\"depth\",\"seconds\",\"clean\",\"report\":{\"level\",\"backups\",\"objects\",\"nodes\",\"chunks\",
+ \"packs\",\"packs_read\",\"bytes_read\",\"blobs_opened\",\"damage\":[{\"object\",\"what\"}],\"more_damage\",
+ \"touched\":[{\"backup\",\"domain\",\"disk\",\"ranges\":[[offset,length]],\"more_ranges\"}]},
+ \"disks_read\",\"bytes_restored\",\"unreadable\":[{\"backup\",\"disk\",\"what\"}]}
+Damage ends with exit code 8.";
+
+/// How deep `verify` looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DepthName {
+    /// Log and trees lead to live packs of the right size; no data is read.
+    Structure,
+    /// Every byte of the packs has the checksum it was stored with; no key is needed.
+    Packs,
+    /// Every chunk decrypts, decompresses and has its own hash.
+    Chunks,
+    /// Every disk is read from end to end as a restore would.
+    Restore,
+}

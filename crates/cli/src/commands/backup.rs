@@ -1,0 +1,329 @@
+//! `backup`: which source, which settings, one domain or all of them.
+
+use std::path::{Path, PathBuf};
+
+use aquifer_engine::nbd::Uri;
+use aquifer_engine::qemu::{
+    DiskChoice, DiskName, GuardCommand, MonitorAddress, MonitorOptions, NbdListen, Quiesce,
+};
+use aquifer_engine::{
+    BackupOutcome, BackupRequest, DiskMode, Error, JobContext, Kind, QmpSource, Result, Source,
+};
+
+use super::open;
+use crate::args::jobs::{BackupArgs, QuiesceMode};
+use crate::args::values::Named;
+use crate::config::DomainConfig;
+use crate::context::Context;
+use crate::exit::Exit;
+use crate::human;
+use crate::output::Report;
+
+/// Runs `backup`.
+///
+/// # Errors
+/// As the engine says; with `--all`, what stopped each domain is printed, and the exit code sums it up.
+pub(crate) async fn run(context: &Context, args: BackupArgs) -> Result<Exit> {
+    let read_limit_bytes = args.read_limit.map(|rate| rate.0);
+    if let Some(domain) = &args.domain {
+        let request = request(context.config.domains.get(domain), &args, domain)?;
+        let job = open::writing_job(context, read_limit_bytes).await?;
+        context.output.done(&aquifer_engine::backup(&job, request).await?)?;
+        return Ok(Exit::Done);
+    }
+    if context.config.domains.is_empty() {
+        return Err(Error::new(Kind::NotFound, "--all: no domain is configured")
+            .hint("add [domains.NAME] to the configuration, or name a domain and its source"));
+    }
+    all(context, &args, &open::writing_job(context, read_limit_bytes).await?).await
+}
+
+async fn all(context: &Context, args: &BackupArgs, job: &JobContext) -> Result<Exit> {
+    let mut exit = Exit::Done;
+    for (domain, configured) in &context.config.domains {
+        let outcome = match request(Some(configured), args, domain) {
+            Ok(request) => aquifer_engine::backup(job, request).await,
+            Err(error) => Err(error),
+        };
+        match outcome {
+            Ok(outcome) => context.output.done(&outcome)?,
+            Err(error) => {
+                let error = error.about(format_args!("domain {domain}")).with("domain", domain.as_str());
+                context.output.error(&error);
+                exit = exit.and(Exit::Failed(error.kind()));
+            }
+        }
+        if context.cancel.is_cancelled() {
+            return Ok(Exit::Failed(Kind::Cancelled));
+        }
+    }
+    Ok(exit)
+}
+
+fn request(configured: Option<&DomainConfig>, args: &BackupArgs, domain: &str) -> Result<BackupRequest> {
+    Ok(BackupRequest {
+        domain: domain.to_owned(),
+        source: source(configured, args, domain)?,
+        uuid: args.uuid,
+        description: args.description.clone().unwrap_or_default(),
+        labels: args.label.iter().map(|label| (label.key.clone(), label.value.clone())).collect(),
+        full: args.full,
+    })
+}
+
+fn source(configured: Option<&DomainConfig>, args: &BackupArgs, domain: &str) -> Result<Source> {
+    if !args.nbd.is_empty() {
+        let exports = chosen(&args.nbd, &args.disk)?;
+        let exports = exports.into_iter().map(|named| Ok((named.name.clone(), named.value.parse::<Uri>()?)));
+        return Ok(Source::Nbd(exports.collect::<Result<_>>()?));
+    }
+    if !args.image.is_empty() {
+        let images = chosen(&args.image, &args.disk)?;
+        return Ok(Source::Images(
+            images.into_iter().map(|named| (named.name.clone(), PathBuf::from(&named.value))).collect(),
+        ));
+    }
+    let monitor = args.qmp.as_ref().or_else(|| configured.map(|domain| &domain.qmp)).ok_or_else(|| {
+        Error::new(Kind::NotFound, format!("domain `{domain}` is not configured, and no source is given"))
+            .hint("add --qmp ADDRESS, --nbd NAME=URI or --image NAME=PATH, or configure [domains.NAME]")
+    })?;
+    Ok(Source::Qmp(Box::new(qmp_source(configured, args, monitor.parse()?)?)))
+}
+
+/// The pairs of `given` that `--disk` selects, all without it; each name once.
+fn chosen<'a>(given: &'a [Named], only: &[String]) -> Result<Vec<&'a Named>> {
+    for (index, named) in given.iter().enumerate() {
+        if given[..index].iter().any(|other| other.name == named.name) {
+            return Err(Error::new(Kind::Invalid, format!("disk `{}` is given twice", named.name)));
+        }
+    }
+    if let Some(unknown) = only.iter().find(|name| given.iter().all(|named| named.name != **name)) {
+        let known: Vec<&str> = given.iter().map(|named| named.name.as_str()).collect();
+        return Err(Error::new(Kind::NotFound, format!("disk `{unknown}` is not among the given ones"))
+            .hint(format!("given: {}", known.join(", "))));
+    }
+    Ok(given.iter().filter(|named| only.is_empty() || only.contains(&named.name)).collect())
+}
+
+fn qmp_source(
+    configured: Option<&DomainConfig>,
+    args: &BackupArgs,
+    monitor: MonitorAddress,
+) -> Result<QmpSource> {
+    let agent = args.agent.as_ref().or_else(|| configured?.agent.as_ref());
+    let agent = agent.map(|address| address.parse::<MonitorAddress>()).transpose()?;
+    let quiesce = args.quiesce.or_else(|| configured?.quiesce);
+    let tls_certificates = configured.and_then(|domain| domain.tls_certificates.clone());
+    let names = configured.map_or_else(Vec::new, |domain| {
+        let name = |(name, selector): (&String, &String)| DiskName {
+            name: name.clone(),
+            selector: selector.clone(),
+        };
+        domain.disks.iter().map(name).collect()
+    });
+    Ok(QmpSource {
+        monitor,
+        monitor_options: MonitorOptions { tls_certificates, ..MonitorOptions::default() },
+        disks: DiskChoice { names, only: args.disk.clone() },
+        scratch: scratch_dir(configured, args.scratch.as_deref()),
+        scratch_max_bytes: args.scratch_max.or_else(|| configured?.scratch_max).map(|size| size.0),
+        listen: configured.map_or(Ok(NbdListen::Unix), listen)?,
+        quiesce: quiesce_mode(quiesce, agent.is_some())?,
+        agent,
+        guard: Some(guard_command()?),
+        definition: None,
+    })
+}
+
+/// Where scratch files lie on the hypervisor: what was typed, what is configured, else `/var/tmp`.
+pub(crate) fn scratch_dir(configured: Option<&DomainConfig>, typed: Option<&Path>) -> PathBuf {
+    let configured = configured.and_then(|domain| domain.scratch.as_deref());
+    typed.or(configured).unwrap_or(Path::new("/var/tmp")).to_owned()
+}
+
+fn quiesce_mode(wanted: Option<QuiesceMode>, has_agent: bool) -> Result<Quiesce> {
+    match (wanted, has_agent) {
+        (None | Some(QuiesceMode::Off), false) | (Some(QuiesceMode::Off), true) => Ok(Quiesce::Off),
+        (None | Some(QuiesceMode::Try), true) => Ok(Quiesce::Try),
+        (Some(QuiesceMode::Require), true) => Ok(Quiesce::Require),
+        (Some(QuiesceMode::Try | QuiesceMode::Require), false) => Err(Error::new(
+            Kind::Invalid,
+            "freezing the guest's file systems needs its agent, and no agent's address is known",
+        )
+        .hint("add --agent ADDRESS, set `agent` in the configuration, or use --quiesce off")),
+    }
+}
+
+/// Where a configured domain's QEMU serves its disks: `tls:ADDRESS:PORT`, or a unix socket without the key.
+///
+/// # Errors
+/// `Invalid` when the address is not of that form or its TLS objects are missing.
+pub(crate) fn listen(domain: &DomainConfig) -> Result<NbdListen> {
+    let Some(text) = &domain.nbd_listen else { return Ok(NbdListen::Unix) };
+    let wrong = |what: &str| {
+        Error::new(Kind::Invalid, format!("nbd_listen = \"{text}\": {what}"))
+            .hint("write tls:ADDRESS:PORT, or leave the key out for a unix socket")
+    };
+    let rest = text.strip_prefix("tls:").ok_or_else(|| wrong("disks go over a network with TLS only"))?;
+    let (host, port) = rest.rsplit_once(':').ok_or_else(|| wrong("the port is missing"))?;
+    let port = port.parse().map_err(|_| wrong("the port is not a number up to 65535"))?;
+    let creds =
+        domain.tls_creds.clone().ok_or_else(|| wrong("it needs tls_creds, the id of QEMU's object"))?;
+    if domain.tls_certificates.is_none() {
+        return Err(wrong("it needs tls_certificates, the folder of our own certificate"));
+    }
+    let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    Ok(NbdListen::Tls { host, port, creds, authz: None })
+}
+
+fn guard_command() -> Result<GuardCommand> {
+    let program = std::env::current_exe()
+        .map_err(|error| Error::caused(Kind::Internal, error).about("the path of this program"))?;
+    Ok(GuardCommand { program, args: vec!["guard".into()] })
+}
+
+impl Report for BackupOutcome {
+    fn human(&self) -> String {
+        let head = ["disk", "size", "mode", "read", "zero", "kept", "known", "new", "stored"];
+        let rows = self.disks.iter().map(|disk| {
+            let mode = match disk.mode {
+                DiskMode::Full => "full",
+                DiskMode::Bitmap => "bitmap",
+                DiskMode::Rescan => "rescan",
+            };
+            let sizes = [
+                disk.read_bytes,
+                disk.zero_bytes,
+                disk.kept_bytes,
+                disk.deduplicated_bytes,
+                disk.new_bytes,
+                disk.stored_bytes,
+            ];
+            let mut row = vec![disk.name.clone(), human::size(disk.size_bytes), mode.to_owned()];
+            row.extend(sizes.map(human::size));
+            row
+        });
+        let mut text = human::table(&head, &[1, 3, 4, 5, 6, 7, 8], rows);
+        for disk in &self.disks {
+            if let Some(reason) = &disk.reason {
+                text += &format!("{}: {reason}\n", disk.name);
+            }
+        }
+        for warning in &self.warnings {
+            text += &format!("warning: {warning}\n");
+        }
+        let frozen = self.freeze_ms.map_or(String::new(), |ms| format!(", guest frozen for {ms} ms"));
+        let parent = self.parent.map_or(String::new(), |parent| format!(" against {parent}"));
+        text + &format!(
+            "backup {} of {} at {}{parent}: done in {:.1}s{frozen}, peak memory {}\n",
+            self.uuid,
+            self.domain,
+            human::time(self.created),
+            self.seconds,
+            human::size(self.memory_peak_bytes),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::{Cli, Command};
+
+    const WEB01: &str = "
+        qmp = 'unix:/run/web01.qmp'
+        agent = 'unix:/run/web01.ga'
+        scratch = '/srv/scratch'
+        scratch_max = '2GiB'
+        nbd_listen = 'tls:[::]:10809'
+        tls_certificates = '/etc/pki'
+        tls_creds = 'tls0'
+        [disks]
+        vda = 'virtio-disk0'
+    ";
+
+    fn args(words: &[&str]) -> BackupArgs {
+        let words = ["aquifer", "backup", "web01"].iter().chain(words);
+        match Cli::try_parse_from(words).unwrap().command {
+            Command::Backup(args) => *args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn qmp(configured: Option<&str>, words: &[&str]) -> Result<QmpSource> {
+        let configured = configured.map(|text| toml::from_str::<DomainConfig>(text).unwrap());
+        match source(configured.as_ref(), &args(words), "web01")? {
+            Source::Qmp(source) => Ok(*source),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn refusal(configured: Option<&str>, words: &[&str]) -> String {
+        let error = qmp(configured, words).unwrap_err();
+        format!("{}: {} ({})", error.kind(), error.message(), error.hint_text().unwrap_or_default())
+    }
+
+    #[test]
+    fn a_configured_domain_needs_nothing_but_its_name() {
+        let source = qmp(Some(WEB01), &[]).unwrap();
+        assert_eq!(source.monitor.to_string(), "unix:/run/web01.qmp");
+        assert_eq!(source.agent.map(|agent| agent.to_string()).as_deref(), Some("unix:/run/web01.ga"));
+        assert_eq!(source.quiesce, Quiesce::Try);
+        assert_eq!(
+            (source.scratch, source.scratch_max_bytes),
+            (PathBuf::from("/srv/scratch"), Some(2 << 30))
+        );
+        let name = DiskName { name: "vda".to_owned(), selector: "virtio-disk0".to_owned() };
+        assert_eq!(source.disks, DiskChoice { names: vec![name], only: Vec::new() });
+        assert_eq!(
+            source.listen,
+            NbdListen::Tls { host: "::".to_owned(), port: 10809, creds: "tls0".to_owned(), authz: None }
+        );
+        assert_eq!(source.guard.unwrap().args, ["guard"]);
+    }
+
+    #[test]
+    fn what_was_typed_beats_what_is_configured() {
+        let words =
+            ["--qmp", "unix:/other", "--scratch", "/tmp", "--scratch-max", "1GiB", "--quiesce", "off"];
+        let source = qmp(Some(WEB01), &words).unwrap();
+        assert_eq!(source.monitor.to_string(), "unix:/other");
+        assert_eq!((source.scratch, source.scratch_max_bytes), (PathBuf::from("/tmp"), Some(1 << 30)));
+        assert_eq!(source.quiesce, Quiesce::Off);
+    }
+
+    #[test]
+    fn a_domain_without_configuration_needs_a_source_only() {
+        let source = qmp(None, &["--qmp", "unix:/run/x", "--disk", "vdb"]).unwrap();
+        assert_eq!((source.quiesce, source.listen), (Quiesce::Off, NbdListen::Unix));
+        assert_eq!(source.scratch, Path::new("/var/tmp"));
+        assert_eq!(source.disks.only, ["vdb"]);
+    }
+
+    #[test]
+    fn requests_that_cannot_work_are_refused_with_the_way_out() {
+        let without_creds = WEB01.replace("tls_creds = 'tls0'", "");
+        let plain = WEB01.replace("tls:[::]:10809", "0.0.0.0:10809");
+        let texts = [
+            refusal(None, &[]),
+            refusal(None, &["--qmp", "unix:/run/x", "--quiesce", "require"]),
+            refusal(Some(&without_creds), &[]),
+            refusal(Some(&plain), &[]),
+        ];
+        insta::assert_snapshot!(texts.join("\n"));
+    }
+
+    #[test]
+    fn disks_of_exports_and_images_are_given_once_and_chosen_by_name() {
+        let exports = ["--nbd", "a=nbd://h/a", "--nbd", "b=nbd://h/b"];
+        let chosen = |more: &[&str]| source(None, &args(&[&exports[..], more].concat()), "web01");
+        let Ok(Source::Nbd(all)) = chosen(&[]) else { panic!("no exports") };
+        assert_eq!(all.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+        let Ok(Source::Nbd(one)) = chosen(&["--disk", "b"]) else { panic!("no exports") };
+        assert_eq!(one[0].0, "b");
+        assert_eq!(chosen(&["--disk", "c"]).unwrap_err().kind(), Kind::NotFound);
+        assert_eq!(chosen(&["--nbd", "a=nbd://h/c"]).unwrap_err().message(), "disk `a` is given twice");
+    }
+}

@@ -1,0 +1,39 @@
+//! `dumpxml`: a backup's description as the backup API writes it.
+
+use aquifer_api::{BackupDisk, DomainBackup, Target};
+use aquifer_engine::repository::format::Record;
+use aquifer_engine::{Error, Kind, Result};
+
+use super::open;
+use crate::context::Context;
+
+/// Runs `dumpxml`.
+///
+/// # Errors
+/// As opening the repository and finding the backup.
+pub(crate) async fn run(context: &Context, backup: &str) -> Result<()> {
+    let repository = open::reader(context).await?;
+    let record = repository.record(repository.resolve(backup)?).await?;
+    let mut document = Vec::new();
+    describe(record, &context.repository()?.name)
+        .write(&mut document)
+        .map_err(|error| Error::caused(Kind::Internal, error))?;
+    context.output.write(&document)
+}
+
+fn describe(record: Record, store: &str) -> DomainBackup {
+    DomainBackup {
+        uuid: record.backup,
+        creation_time: i64::try_from(record.created_ms / 1000).unwrap_or(i64::MAX),
+        description: Some(record.description).filter(|text| !text.is_empty()),
+        parent: record.parent,
+        disks: record
+            .disks
+            .into_iter()
+            .map(|disk| BackupDisk {
+                name: disk.name,
+                target: Target::ChunkStore { store: store.to_owned() },
+            })
+            .collect(),
+    }
+}

@@ -1,0 +1,215 @@
+//! The built binary from the outside: exit codes, texts and documents of everything that needs no hypervisor.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// The binary in a world of its own: no configuration, no environment, a fresh state folder.
+struct Aquifer {
+    home: TempDir,
+}
+
+impl Aquifer {
+    fn new() -> Self {
+        Aquifer { home: tempfile::tempdir().unwrap() }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.home.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    fn file(&self, name: &str, content: &str) -> String {
+        std::fs::write(self.home.path().join(name), content).unwrap();
+        self.path(name)
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_aquifer"));
+        command
+            .args(words)
+            .env_clear()
+            .env("HOME", self.home.path())
+            .env("XDG_CONFIG_HOME", self.home.path().join("config"))
+            .env("AQUIFER_STATE_DIR", self.home.path().join("state"))
+            .current_dir(self.home.path())
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, words: &[&str]) -> Output {
+        self.command(words).output().unwrap()
+    }
+
+    /// Runs a command that has to succeed, and gives its standard output.
+    fn text(&self, words: &[&str]) -> String {
+        let output = self.run(words);
+        assert!(output.status.success(), "{words:?}: {}", stderr(&output));
+        stdout(&output)
+    }
+
+    fn json(&self, words: &[&str]) -> Value {
+        serde_json::from_str(&self.text(words)).unwrap()
+    }
+
+    /// Runs a command that has to fail, and gives its exit code and its message, free of this test's paths.
+    fn refusal(&self, words: &[&str]) -> (i32, String) {
+        let output = self.run(words);
+        let message = stderr(&output).replace(self.home.path().to_str().unwrap(), "HOME");
+        (output.status.code().unwrap(), message)
+    }
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+const COMMANDS: [&[&str]; 25] = [
+    &[],
+    &["repository"],
+    &["repository", "init"],
+    &["repository", "info"],
+    &["repository", "stats"],
+    &["repository", "probe"],
+    &["repository", "rebuild-index"],
+    &["repository", "keys"],
+    &["repository", "keys", "list"],
+    &["repository", "keys", "add"],
+    &["repository", "keys", "retire"],
+    &["backup"],
+    &["list"],
+    &["dumpxml"],
+    &["restore"],
+    &["verify"],
+    &["domain"],
+    &["domain", "list"],
+    &["domain", "show"],
+    &["domain", "cleanup"],
+    &["doctor"],
+    &["debug"],
+    &["debug", "cat"],
+    &["debug", "log"],
+    &["debug", "tree"],
+];
+
+#[test]
+fn every_command_explains_itself() {
+    let aquifer = Aquifer::new();
+    let mut texts = String::new();
+    for command in COMMANDS {
+        let help = aquifer.text(&[command, &["-h"]].concat());
+        // The options of every command are the same everywhere: once is enough.
+        let own = if command.is_empty() {
+            help.as_str()
+        } else {
+            help.split("Options of every command").next().unwrap()
+        };
+        texts += &format!("$ aquifer {} -h\n{}\n\n", command.join(" "), own.trim_end());
+    }
+    insta::assert_snapshot!(texts);
+}
+
+#[test]
+fn the_long_help_of_jobs_has_their_json() {
+    let aquifer = Aquifer::new();
+    for job in ["backup", "restore"] {
+        assert!(aquifer.text(&[job, "--help"]).contains(r#"{"event":"done","uuid""#), "{job}");
+    }
+}
+
+#[test]
+fn wrong_words_are_usage_errors_with_exit_code_2() {
+    let aquifer = Aquifer::new();
+    let wrong: [&[&str]; 7] = [
+        &["bakup"],
+        &["backup"],
+        &["backup", "web01", "--all"],
+        &["backup", "web01", "--qmp", "unix:/x", "--nbd", "vda=nbd://h"],
+        &["backup", "web01", "--password", "secret"],
+        &["restore", "latest:web01"],
+        &["repository", "init", "--chunk-size", "huge"],
+    ];
+    let mut texts = String::new();
+    for words in wrong {
+        let (code, message) = aquifer.refusal(words);
+        assert_eq!(code, 2, "{words:?}");
+        texts += &format!("$ aquifer {}\n{message}\n", words.join(" "));
+    }
+    insta::assert_snapshot!(texts);
+}
+
+#[test]
+fn a_usage_error_is_a_document_in_json() {
+    let output = Aquifer::new().run(&["--json", "bakup"]);
+    assert_eq!(output.status.code(), Some(2));
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&document["event"], &document["kind"]), (&"error".into(), &"usage".into()));
+    assert!(stderr(&output).contains("unrecognized subcommand"));
+}
+
+#[test]
+fn wrong_requests_name_the_thing_and_the_way_out() {
+    let aquifer = Aquifer::new();
+    let config = aquifer.file("typo.toml", "[defaults]\nrepositori = \"main\"\n");
+    let missing = aquifer.path("missing.toml");
+    let empty = aquifer.file("empty.password", "\n");
+    let repository = aquifer.path("repository");
+    let cases: [(i32, &[&str]); 9] = [
+        (3, &["list"]),
+        (3, &["--config", &config, "list"]),
+        (4, &["--config", &missing, "list"]),
+        (9, &["-r", "s3://bucket/prefix", "list"]),
+        (3, &["-r", "ftp://host/path", "list"]),
+        (4, &["-r", &repository, "list"]),
+        (3, &["-r", &repository, "repository", "init"]),
+        (3, &["-r", &repository, "--password-file", &empty, "repository", "init"]),
+        (4, &["-r", &repository, "--password-file", "nowhere", "repository", "init"]),
+    ];
+    let mut texts = String::new();
+    for (expected, words) in cases {
+        let (code, message) = aquifer.refusal(words);
+        texts += &format!("$ aquifer {}\n{message}\n", words.join(" ")).replace(&aquifer.path(""), "HOME/");
+        assert_eq!(code, expected, "{words:?}: {message}");
+    }
+    insta::assert_snapshot!(texts);
+}
+
+#[test]
+fn an_error_is_an_event_in_json_and_a_message_on_standard_error() {
+    let output = Aquifer::new().run(&["--json", "-r", "s3://bucket", "list"]);
+    assert_eq!(output.status.code(), Some(9));
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let members: Vec<&str> = document.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(members, ["context", "event", "hint", "kind", "message"]);
+    assert_eq!(document["kind"], "unsupported");
+    assert!(stderr(&output).starts_with("aquifer: error: "));
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_panic_and_no_failure() {
+    let aquifer = Aquifer::new();
+    let mut child = aquifer
+        .command(&["completions", "bash"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""));
+}
+
+#[test]
+fn completions_and_manual_pages_come_from_the_same_definition() {
+    let aquifer = Aquifer::new();
+    assert!(aquifer.text(&["completions", "bash"]).contains("rebuild-index"));
+    aquifer.text(&["man", &aquifer.path("")]);
+    assert!(Path::new(&aquifer.path("aquifer-repository-keys-add.1")).exists());
+    let (code, message) = aquifer.refusal(&["man", "/dev/null"]);
+    assert_eq!((code, message.contains("manual pages in /dev/null: ")), (7, true), "{message}");
+}
