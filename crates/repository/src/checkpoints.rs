@@ -21,9 +21,12 @@ pub(crate) const CHECKPOINT_ENTRIES: u64 = 256;
 /// Entries that are read rather than looking for a newer checkpoint.
 const NEAR_ENTRIES: u64 = 4 * CHECKPOINT_ENTRIES;
 
-/// What was appended since the last checkpoint, and what the copy beside the packs still lacks.
+/// What this process knows of the entries since the newest checkpoint, and what the copy beside the packs still lacks.
 #[derive(Debug, Default)]
 pub(crate) struct Since {
+    /// The entry of the newest checkpoint.
+    pub(crate) checkpoint: u64,
+    /// Entries that this process read or wrote, and their bytes: enough for an average.
     entries: u64,
     bytes: u64,
     /// Stored in the log, and not yet beside the packs.
@@ -35,6 +38,11 @@ impl Since {
     pub(crate) fn entry(&mut self, object: &Bytes) {
         self.entries += 1;
         self.bytes += u64::try_from(object.len()).unwrap_or(u64::MAX);
+    }
+
+    /// Bytes of an entry, on average.
+    fn average(&self) -> u64 {
+        self.bytes.checked_div(self.entries).unwrap_or(0)
     }
 }
 
@@ -70,26 +78,25 @@ impl Log {
 
     /// Writes a checkpoint when enough was appended since the last one. It only saves time, so failing is a warning.
     pub(crate) async fn checkpoint_if_due(&self, since: &mut Since, state: &Arc<State>) {
-        if since.entries < CHECKPOINT_ENTRIES {
+        if state.seq().saturating_sub(since.checkpoint) < CHECKPOINT_ENTRIES {
             return;
         }
-        match self.checkpoint(since, state).await {
-            Ok(()) => {}
-            Err(error) => tracing::warn!(seq = state.seq(), %error, "no checkpoint was written"),
+        if let Err(error) = self.checkpoint(since, state).await {
+            tracing::warn!(seq = state.seq(), %error, "no checkpoint was written");
         }
     }
 
     async fn checkpoint(&self, since: &mut Since, state: &Arc<State>) -> Result<()> {
-        let object =
-            Bytes::from(encode_checkpoint(&self.parts.ring, random(self.parts.world.as_ref()), state)?);
-        if u64::try_from(object.len()).unwrap_or(u64::MAX) > since.bytes {
+        let object = Bytes::from(encode_checkpoint(&self.parts.ring, random(self.parts.world.as_ref()), state)?);
+        let replaced = since.average().saturating_mul(state.seq() - since.checkpoint);
+        if u64::try_from(object.len()).unwrap_or(u64::MAX) > replaced {
             // It outweighs the entries that it would replace: wait until it does not.
             return Ok(());
         }
         let key = layout::checkpoint(state.seq());
         // Another writer's checkpoint of this entry says the same.
         self.parts.store.create(&key, object.clone()).await?;
-        (since.entries, since.bytes) = (0, 0);
+        since.checkpoint = state.seq();
         self.copy_beside_packs(since, key, object).await
     }
 
@@ -100,21 +107,19 @@ impl Log {
     /// [`Log::replay`].
     pub(crate) async fn load(&self, config: &RepositoryConfig) -> Result<()> {
         let seen = self.parts.local.as_ref().map_or(Ok(None), |local| local.seen())?;
-        let start = self.start(config).await?;
-        let newest = self.newest_checkpoint(start.seq()).await?;
-        let (start, newest_seq) = match newest {
-            (Some(state), newest_seq) if state.seq() > start.seq() + NEAR_ENTRIES || start.seq() == 0 => {
-                (state, newest_seq)
-            }
-            (_, newest_seq) => (start, newest_seq),
-        };
+        let mut start = self.start(config).await?;
+        let listed = self.checkpoints().await?;
+        let newest = listed.last().copied().unwrap_or(0);
+        if newest > start.seq() + NEAR_ENTRIES || start.seq() == 0 {
+            start = self.newest_usable(listed).await?.unwrap_or(start);
+        }
         self.parts.state.set(Arc::new(start));
-        let state = self.replay_unseen().await?;
+        let state = self.first_replay(newest).await?;
         if state.seq() == 0 {
             return Err(Error::NoLog { store: self.parts.store.describe() });
         }
-        if let Some(checkpoint) = newest_seq.filter(|newest| *newest > state.seq()) {
-            return Err(Error::CheckpointAhead { checkpoint, found: state.seq() });
+        if newest > state.seq() {
+            return Err(Error::CheckpointAhead { checkpoint: newest, found: state.seq() });
         }
         self.hold_against(seen, &state).await?;
         self.remember(&state)
@@ -134,30 +139,28 @@ impl Log {
         Ok(slot(self.parts.store.as_ref(), seq).await?.is_some_and(|object| entry_hash(&object) == hash))
     }
 
-    /// The newest checkpoint after `after` that can be used, and the number of the newest one listed.
-    async fn newest_checkpoint(&self, after: u64) -> Result<(Option<State>, Option<u64>)> {
-        let store = self.parts.store.as_ref();
-        let mut listed = Vec::new();
-        let mut last = (after > 0).then(|| layout::checkpoint(after));
+    /// The entries of all checkpoints, in order.
+    async fn checkpoints(&self) -> Result<Vec<u64>> {
+        let (mut listed, mut last) = (Vec::new(), None);
         loop {
-            let page = store.list(layout::CHECKPOINTS, last.as_ref()).await?;
-            listed.extend(
-                page.entries
-                    .iter()
-                    .filter_map(|entry| u64::from_str_radix(layout::last_part(&entry.key), 16).ok()),
-            );
+            let page = self.parts.store.list(layout::CHECKPOINTS, last.as_ref()).await?;
+            let numbers = page.entries.iter().map(|entry| u64::from_str_radix(layout::last_part(&entry.key), 16));
+            listed.extend(numbers.flatten());
             match page.entries.into_iter().next_back() {
                 Some(entry) if page.more => last = Some(entry.key),
-                _ => break,
+                _ => return Ok(listed),
             }
         }
-        let newest = listed.last().copied();
+    }
+
+    /// The newest checkpoint that can be used.
+    async fn newest_usable(&self, listed: Vec<u64>) -> Result<Option<State>> {
         for seq in listed.into_iter().rev() {
-            if let Some(state) = self.usable_checkpoint(store, seq).await? {
-                return Ok((Some(state), newest));
+            if let Some(state) = self.usable_checkpoint(self.parts.store.as_ref(), seq).await? {
+                return Ok(Some(state));
             }
         }
-        Ok((None, newest))
+        Ok(None)
     }
 
     async fn usable_checkpoint(&self, store: &dyn ObjectStore, seq: u64) -> Result<Option<State>> {

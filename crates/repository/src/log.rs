@@ -91,9 +91,11 @@ impl Log {
         Ok(state)
     }
 
-    /// Reads to the tip without remembering it, for the first look, before it is held against what was seen earlier.
-    pub(crate) async fn replay_unseen(&self) -> Result<Arc<State>> {
+    /// Reads to the tip for the first time; `checkpoint` is the entry of the newest checkpoint. What was found is not
+    /// remembered before it was held against what this host saw earlier.
+    pub(crate) async fn first_replay(&self, checkpoint: u64) -> Result<Arc<State>> {
         let mut turn = self.turn.lock().await;
+        turn.checkpoint = checkpoint;
         self.replay_in(&mut turn).await
     }
 
