@@ -122,6 +122,7 @@ pub struct State {
     condemned: Arc<BTreeMap<PackName, Condemned>>,
     #[serde(with = "shared")]
     reaped: Arc<BTreeSet<PackName>>,
+    reaped_dropped: u64,
     #[serde(with = "shared")]
     quarantined_packs: Arc<BTreeSet<PackName>>,
     #[serde(with = "shared")]
@@ -168,6 +169,7 @@ impl State {
             segments: Arc::default(),
             condemned: Arc::default(),
             reaped: Arc::default(),
+            reaped_dropped: 0,
             quarantined_packs: Arc::default(),
             quarantined_blobs: Arc::default(),
         }
@@ -277,6 +279,15 @@ impl State {
     #[must_use]
     pub fn reaped(&self) -> &BTreeSet<PackName> {
         &self.reaped
+    }
+
+    /// Slot of the last `Reindex` that dropped reaped packs from the state; 0 before the first.
+    ///
+    /// An index that reflects an earlier slot may still list packs that are gone and that nothing here names
+    /// any more: it is to be built anew from the segments.
+    #[must_use]
+    pub fn reaped_dropped(&self) -> u64 {
+        self.reaped_dropped
     }
 
     /// Packs quarantined as a whole.

@@ -303,10 +303,12 @@ fn reindex_replaces_segments_and_lets_reaped_packs_go() {
     assert_eq!(log.void(reindex(segment(2, 1), new, 1)), VoidReason::UnknownSegment(segment(2, 1)));
     assert_eq!(log.void(reindex(old, new, 2)), VoidReason::NotReaped(pack_name(2)));
     assert_eq!(log.void(reindex(old, segment(2, 1), 1)), VoidReason::SessionNotOpen(session(2)));
+    assert_eq!(log.state.reaped_dropped(), 0);
     log.apply(vec![reindex(old, new, 1)]);
     let names: Vec<_> = log.state.segments().iter().map(|segment| segment.name).collect();
     assert_eq!(names, [new]);
     assert!(log.state.reaped().is_empty());
+    assert_eq!(log.state.reaped_dropped(), log.state.seq(), "older indexes are told to start anew");
     assert_eq!(log.state.segments_since(slot).len(), 1);
 }
 

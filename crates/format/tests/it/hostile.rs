@@ -146,6 +146,28 @@ fn a_footer_that_points_elsewhere_is_refused() {
 }
 
 #[test]
+fn a_newer_version_of_any_object_says_so() {
+    let (ring, config) = (fixture::ring(true), fixture::config(true));
+    let (_, entry, state) = fixture::log(&ring, &config).remove(1);
+    let newer = |bytes: &[u8]| {
+        let mut bytes = bytes.to_vec();
+        bytes[8] = 2;
+        crate::forge::rehash(&mut bytes, true);
+        bytes
+    };
+    let is_newer = |error: Error| {
+        assert!(matches!(error, Error::Version { found: 2, supported: 1, .. }), "{error}");
+        assert!(!error.is_corrupt() && error.to_string().contains("newer aquifer"), "{error}");
+    };
+    is_newer(open_entry(&ring, 2, &newer(&entry)).unwrap_err());
+    let checkpoint = encode_checkpoint(&ring, [0; 32], &state).unwrap();
+    is_newer(decode_checkpoint(&ring, 2, &newer(&checkpoint)).unwrap_err());
+    is_newer(open_slot(&config, &newer(&fixture::slot()), fixture::SECRET).unwrap_err());
+    is_newer(PackHeader::decode(&newer(&fixture::data_pack(&ring).bytes)).unwrap_err());
+    is_newer(decode_segment(&ring, fixture::segment_name(0), &newer(&fixture::segment(&ring))).unwrap_err());
+}
+
+#[test]
 fn an_unknown_feature_refuses_those_who_need_it() {
     use aquifer_format::log::{Feature, Needs};
     let mut state = State::new(&fixture::config(false));

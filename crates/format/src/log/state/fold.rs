@@ -333,6 +333,7 @@ impl State {
         self.add_segments(seq, new);
         for pack in dropped {
             Arc::make_mut(&mut self.reaped).remove(pack);
+            self.reaped_dropped = seq;
         }
         Ok(())
     }
