@@ -206,3 +206,35 @@ fn every_object_can_be_scrubbed_without_a_key() {
     assert!(matches!(scrub(b"something else entirely"), Err(Error::Magic { .. })));
     assert!(matches!(scrub(b"AQF"), Err(Error::Truncated { .. })));
 }
+
+/// Every string literal of the sources that is a context of a key or a signature.
+fn contexts(folder: &std::path::Path, found: &mut Vec<String>) {
+    for file in std::fs::read_dir(folder).expect("the sources are there") {
+        let path = file.expect("the folder can be listed").path();
+        if path.is_dir() {
+            contexts(&path, found);
+            continue;
+        }
+        let text = std::fs::read_to_string(&path).expect("sources are text");
+        let literals = text.split('"').filter(|part| part.starts_with("aquifer v1 ") && !part.contains('\n'));
+        found.extend(literals.map(str::to_owned));
+    }
+}
+
+#[test]
+fn the_page_names_every_context_and_the_values_of_the_golden_files() {
+    let crate_folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(crate_folder.join("../../docs/FORMAT.md")).unwrap();
+    let mut expected = vec![
+        EntryHash(fixture::config(true).fingerprint()).to_string(),
+        entry_hash(&read("encrypted", &key::log(2))).to_string(),
+        BACKUP.to_string(),
+        fixture::segment_name(0).to_string(),
+        String::from_utf8(SECRET.to_vec()).unwrap(),
+    ];
+    contexts(&crate_folder.join("src"), &mut expected);
+    assert!(expected.len() >= 5 + 10, "the contexts were found: {expected:?}");
+    for text in expected {
+        assert!(page.contains(&text), "docs/FORMAT.md does not name {text}");
+    }
+}
