@@ -7,13 +7,15 @@ use std::time::Duration;
 use aquifer_qemu::{Error, ErrorKind, ExportSession, MonitorAddress, MonitorOptions, Quiesce, cleanup};
 use serde_json::json;
 
-use crate::support::{Machine, eventually, hear, qcow2, say, serve};
+use crate::support::{Machine, eventually, hear, qcow2, run, say, serve};
 
 /// What an agent was asked, in order, and whether its guest is frozen.
 #[derive(Default)]
 struct Guest {
     frozen: bool,
     heard: Vec<String>,
+    /// Process that is stopped (SIGSTOP) between the freeze and its answer.
+    stops: Option<String>,
 }
 
 impl Guest {
@@ -52,6 +54,10 @@ fn agent(path: &Path, mute: &'static str) -> Arc<Mutex<Guest>> {
                     continue;
                 }
                 let answer = guest.lock().unwrap().answer(&command);
+                let stops = guest.lock().unwrap().stops.clone();
+                if let Some(pid) = stops.filter(|_| command == "guest-fsfreeze-freeze") {
+                    run("kill", &["-STOP", &pid]).await;
+                }
                 if command != mute {
                     say(&mut stream, &answer).await;
                 }
@@ -114,22 +120,30 @@ async fn a_session_dropped_while_the_agent_still_freezes_is_thawed() {
 }
 
 #[tokio::test]
-async fn a_session_that_is_dropped_while_frozen_is_thawed_by_the_watchdog() {
+async fn a_session_dropped_while_the_guest_is_frozen_is_thawed() {
     let (machine, guest, request) = machine_with_agent("").await;
     // A QEMU that stands still cannot answer the transaction.
     let pid = machine.child.id().unwrap().to_string();
-    let watched = Arc::clone(&guest);
-    let stop = tokio::spawn(async move {
-        while !watched.lock().unwrap().frozen {
-            tokio::task::yield_now().await;
-        }
-        crate::support::run("kill", &["-STOP", &pid]).await;
-    });
+    guest.lock().unwrap().stops = Some(pid.clone());
     let opening = ExportSession::open(request);
     assert!(tokio::time::timeout(Duration::from_secs(3), opening).await.is_err(), "QEMU was to be stopped");
-    stop.await.unwrap();
     eventually("the guest is thawed", || async { !guest.lock().unwrap().frozen }).await;
-    crate::support::run("kill", &["-CONT", &machine.child.id().unwrap().to_string()]).await;
+    run("kill", &["-CONT", &pid]).await;
+}
+
+#[tokio::test]
+async fn a_transaction_that_takes_too_long_is_overtaken_by_the_watchdog() {
+    let (machine, guest, request) = machine_with_agent("").await;
+    let before = machine.inventory().await;
+    let pid = machine.child.id().unwrap().to_string();
+    guest.lock().unwrap().stops = Some(pid.clone());
+    let opening = tokio::spawn(ExportSession::open(request));
+    eventually("the guest is frozen", || async { guest.lock().unwrap().frozen }).await;
+    eventually("the watchdog thaws", || async { !guest.lock().unwrap().frozen }).await;
+    run("kill", &["-CONT", &pid]).await;
+    let error = opening.await.unwrap().unwrap_err();
+    assert!(matches!(error, Error::ThawedEarly { frozen_ms: 10_000.. }), "{error}");
+    assert_eq!(machine.inventory().await, before);
 }
 
 #[tokio::test]
