@@ -126,7 +126,19 @@ impl State {
             return Err(VoidReason::LogMoved);
         }
         match body {
-            Body::Open { .. } => self.open(entry, body),
+            Body::Open { session, kind, domain, backup, pins, host } => {
+                let opened = OpenSession {
+                    kind: *kind,
+                    domain: domain.clone(),
+                    backup: *backup,
+                    pins: pins.clone(),
+                    host: host.clone(),
+                    writer: entry.writer,
+                    wall_ms: entry.wall_ms,
+                    next_segment: 0,
+                };
+                self.open(entry.seq, *session, opened)
+            }
             Body::Publish { session, segments } => self.publish(entry.seq, session, segments),
             Body::Commit { session, summary, record } => self.commit(
                 session,
@@ -163,26 +175,15 @@ impl State {
         }
     }
 
-    fn open(&mut self, entry: &Entry, body: &Body) -> Fold {
-        let Body::Open { session, kind, domain, backup, pins, host } = body else { return Ok(()) };
-        if session.open_seq() != entry.seq {
-            return Err(VoidReason::WrongSlot(*session));
+    fn open(&mut self, seq: u64, session: SessionId, opened: OpenSession) -> Fold {
+        if session.open_seq() != seq {
+            return Err(VoidReason::WrongSlot(session));
         }
-        if self.sessions.contains_key(session) {
-            return Err(VoidReason::SessionExists(*session));
+        if self.sessions.contains_key(&session) {
+            return Err(VoidReason::SessionExists(session));
         }
-        self.all_known(pins)?;
-        let opened = OpenSession {
-            kind: *kind,
-            domain: domain.clone(),
-            backup: *backup,
-            pins: pins.clone(),
-            host: host.clone(),
-            writer: entry.writer,
-            wall_ms: entry.wall_ms,
-            next_segment: 0,
-        };
-        Arc::make_mut(&mut self.sessions).insert(*session, opened);
+        self.all_known(&opened.pins)?;
+        Arc::make_mut(&mut self.sessions).insert(session, opened);
         Ok(())
     }
 
