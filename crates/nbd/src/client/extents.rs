@@ -133,8 +133,9 @@ impl Asker {
             // One question is one request: spans end where requests would be cut.
             let cut = (start + 1).next_multiple_of(u64::from(SPAN_BYTES_MAX));
             let stop = end.next_multiple_of(block).min(info.size_bytes).min(start + u64::from(span)).min(cut);
+            let asked = start..stop;
             let work = Work {
-                ranges: vec![start..stop],
+                ranges: vec![asked],
                 piece_bytes: SPAN_BYTES_MAX,
                 context: Some(Arc::clone(&self.context)),
                 ..Work::new(Command::BlockStatus, start)

@@ -242,10 +242,10 @@ impl Replies {
             (CHUNK_OFFSET_DATA, Command::Read) => bytes > 8 && bytes <= 8 + u64::from(entry.request.bytes),
             (CHUNK_OFFSET_HOLE, Command::Read) => bytes == 12,
             (CHUNK_BLOCK_STATUS, Command::BlockStatus) if !extended => {
-                bytes > 4 && (bytes - 4) % 8 == 0 && (bytes - 4) / 8 <= u64::from(EXTENTS_MAX)
+                bytes > 4 && (bytes - 4).is_multiple_of(8) && (bytes - 4) / 8 <= u64::from(EXTENTS_MAX)
             }
             (CHUNK_BLOCK_STATUS_EXT, Command::BlockStatus) if extended => {
-                bytes > 8 && (bytes - 8) % 16 == 0 && (bytes - 8) / 16 <= u64::from(EXTENTS_MAX)
+                bytes > 8 && (bytes - 8).is_multiple_of(16) && (bytes - 8) / 16 <= u64::from(EXTENTS_MAX)
             }
             (kind, _) if kind & CHUNK_ERROR_BIT != 0 => (6..=ERROR_BODY_BYTES_MAX).contains(&bytes),
             (kind, command) => return Err(Violation::ChunkKind { command: command.name(), offset, kind }),
