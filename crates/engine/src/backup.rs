@@ -40,10 +40,6 @@ pub async fn backup(context: &JobContext, request: BackupRequest) -> Result<Back
     request.source.check_names()?;
     let uuid = request.uuid.unwrap_or_else(|| new_uuid(&*context.world));
     context.repository.refresh().await?;
-    if context.repository.backups().iter().any(|entry| entry.summary.backup == uuid) {
-        return Err(Error::new(Kind::Conflict, format!("backup {uuid} exists already"))
-            .hint("leave the uuid out and a new one is made"));
-    }
     let parents = Parents::find(context, &request).await;
     let session = context
         .repository
@@ -52,6 +48,8 @@ pub async fn backup(context: &JobContext, request: BackupRequest) -> Result<Back
     let job = Job { context, request: &request, uuid, parents, session: Arc::clone(&session) };
     match Box::pin(job.run()).await {
         Ok(made) => Ok(made.outcome(context, request.domain, started_ms)),
+        // Nothing is undone while the outcome is unknown: the next run looks.
+        Err(error) if outcome_unknown(&error) => Err(error),
         Err(error) => {
             // The first error is the one that counts; an open session is fenced by the next run.
             if let Err(second) = session.abandon().await {
@@ -60,6 +58,11 @@ pub async fn backup(context: &JobContext, request: BackupRequest) -> Result<Back
             Err(error)
         }
     }
+}
+
+fn outcome_unknown(error: &Error) -> bool {
+    let cause = error.cause().and_then(|cause| cause.downcast_ref::<aquifer_repository::Error>());
+    matches!(cause, Some(aquifer_repository::Error::OutcomeUnknown { .. }))
 }
 
 /// A committed backup, before it is told.
@@ -124,7 +127,7 @@ impl Job<'_> {
         let queue = usize::try_from(transit_bytes / u64::from(request_bytes)).unwrap_or(usize::MAX);
         let failed = CancellationToken::new();
         let sealers = (0..context.settings.thread_count()).map(|_| Sealer::new(&self.session));
-        let workers = Workers::start("seal", sealers.collect::<Result<_>>()?, queue, &failed)?;
+        let workers = Workers::start("seal", sealers.collect(), queue, &failed)?;
         if context.cancel.is_cancelled() {
             return Err(Error::cancelled());
         }

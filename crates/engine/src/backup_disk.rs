@@ -350,8 +350,8 @@ pub(crate) struct Sealer {
 }
 
 impl Sealer {
-    pub(crate) fn new(session: &Arc<BackupSession>) -> Result<Self> {
-        Ok(Sealer { writer: session.chunk_writer()?, stored: Vec::new() })
+    pub(crate) fn new(session: &Arc<BackupSession>) -> Self {
+        Sealer { writer: session.chunk_writer(), stored: Vec::new() }
     }
 }
 

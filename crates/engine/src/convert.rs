@@ -89,7 +89,8 @@ fn repository_kind(error: &RepositoryError) -> Kind {
         E::Format(source) => format_kind(source),
         // Losing an index costs time only; the message names it and the way out.
         E::Index(_) => Kind::Unavailable,
-        E::Object { source, .. } | E::Damaged { source, .. } | E::Node { source, .. } => format_kind(source),
+        E::Object { source, .. } | E::Node { source, .. } => format_kind(source),
+        E::Damaged { source, .. } => format_kind(source),
         E::SelfCheck { .. } => Kind::Corrupt,
         E::PackLost { source, .. } | E::Upload { source, .. } => store_kind(source),
         E::NotARepository { .. } | E::UnknownSlot { .. } | E::UnknownBackup { .. } => Kind::NotFound,
@@ -97,7 +98,9 @@ fn repository_kind(error: &RepositoryError) -> Kind {
         E::AlreadyInitialised { .. } | E::LastSlot { .. } | E::IndexBusy { .. } | E::LogBusy { .. } => {
             Kind::Conflict
         }
-        E::DomainBusy { .. } | E::Fenced { .. } | E::PinLost { .. } => Kind::Conflict,
+        E::DomainBusy { .. } | E::BackupExists { .. } | E::Fenced { .. } | E::PinLost { .. } => {
+            Kind::Conflict
+        }
         E::AtomicCreate { .. } => Kind::Unsupported,
         E::WrongLogStore { .. } | E::StoresDiffer { .. } | E::ManySlots { .. } | E::NotEncrypted => {
             Kind::Invalid
@@ -110,7 +113,7 @@ fn repository_kind(error: &RepositoryError) -> Kind {
         },
         E::OutcomeUnknown { .. } => Kind::Unavailable,
         E::NoLog { .. } | E::NoSlot { .. } | E::RolledBack { .. } | E::OtherHistory { .. } => Kind::Corrupt,
-        E::LogGap { .. } | E::NotKept { .. } => Kind::Corrupt,
+        E::LogGap { .. } | E::NotKept { .. } | E::CheckpointAhead { .. } => Kind::Corrupt,
         E::Missing { .. } | E::PackShort { .. } | E::IndexRow { .. } | E::TreeShape { .. } => Kind::Corrupt,
         // The first failure of a session is what made the later ones fail.
         E::SessionFailed { cause } => repository_kind(cause),

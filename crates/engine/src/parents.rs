@@ -44,7 +44,7 @@ impl Parents {
         }
         for entry in context.repository.backups() {
             let summary = &entry.summary;
-            if summary.domain != request.domain {
+            if entry.forgotten.is_some() || summary.domain != request.domain {
                 continue;
             }
             parents.newest.get_or_insert(summary.backup);

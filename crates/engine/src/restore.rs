@@ -6,8 +6,9 @@
 
 use std::sync::Arc;
 
+use aquifer_repository::TreeSpec;
+use aquifer_repository::format::log::SessionKind;
 use aquifer_repository::format::record::{DiskRecord, Record};
-use aquifer_repository::{ReadKind, TreeSpec};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -33,7 +34,7 @@ pub async fn restore(context: &JobContext, request: RestoreRequest) -> Result<Re
     let started_ms = context.world.monotonic_ms();
     let record = context.repository.record(request.backup).await?;
     let wanted = choose(&record, &request)?;
-    let session = context.repository.begin_read(ReadKind::Restore, vec![request.backup]).await?;
+    let session = context.repository.begin_read(SessionKind::Restore, vec![request.backup]).await?;
     let restored = if request.dry_run {
         Box::pin(rehearse(context, &request, &wanted)).await
     } else {

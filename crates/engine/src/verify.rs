@@ -5,7 +5,8 @@
 
 use std::sync::Arc;
 
-use aquifer_repository::{ReadKind, TreeSpec, VerifyLevel, VerifyProgress, VerifyReport, VerifyRequest};
+use aquifer_repository::format::log::SessionKind;
+use aquifer_repository::{TreeSpec, VerifyLevel, VerifyProgress, VerifyReport, VerifyRequest};
 use serde::Serialize;
 use tokio::task::JoinSet;
 use uuid::Uuid;
@@ -126,7 +127,7 @@ async fn read_backup(context: &JobContext, backup: Uuid, outcome: &mut VerifyOut
         // The report names it already.
         Err(_) => return Ok(()),
     };
-    let session = context.repository.begin_read(ReadKind::Verify, vec![backup]).await?;
+    let session = context.repository.begin_read(SessionKind::Verify, vec![backup]).await?;
     let mut ended = Ok(());
     for disk in &record.disks {
         let grid = Grid::new(disk.size_bytes, context.repository.config().chunk_bytes);

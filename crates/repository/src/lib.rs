@@ -60,6 +60,9 @@ pub use aquifer_format as format;
 /// The stores, for callers that open a repository.
 pub use aquifer_store as store;
 
+/// Where a chunk lies, for callers that plan what to fetch.
+pub use aquifer_index::Location;
+
 pub use backups::BackupInfo;
 pub use error::{Error, Result};
 pub use index_sync::RebuildProgress;

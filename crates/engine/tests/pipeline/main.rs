@@ -1,0 +1,10 @@
+//! Backups and restores through real NBD servers into a real repository, one file a theme.
+//!
+//! The servers are qemu-nbd and nbdkit with its filters; a missing one fails the test by the name of its
+//! Debian package.
+
+mod backups;
+mod doctor;
+mod faults;
+mod restores;
+mod rig;
