@@ -206,6 +206,10 @@ impl Connection {
 
     /// Runs until all owners of the handle are gone and everything is answered.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        // First, because a peer that keeps the stream busy uses up the share of time that tokio gives a task.
+        if let Poll::Ready(late) = self.poll_alarm(cx) {
+            return Poll::Ready(Err(late));
+        }
         loop {
             self.poll_read(cx)?;
             let issued = self.poll_jobs(cx);
@@ -224,7 +228,10 @@ impl Connection {
         let mut issued = false;
         while self.outgoing.is_none() && self.replies.in_flight() < self.depth {
             if let Some(number) = self.waiting.front().copied() {
-                issued |= self.issue(number);
+                if !self.issue(number) {
+                    break;
+                }
+                issued = true;
                 continue;
             }
             if self.closing {
@@ -253,7 +260,7 @@ impl Connection {
         self.waiting.push_back(number);
     }
 
-    /// Makes the next request of some work; false when it had none left.
+    /// Makes the next request of some work; false when there was no room for it.
     fn issue(&mut self, number: usize) -> bool {
         let Some(running) = self.running.get_mut(number).and_then(Option::as_mut) else {
             self.waiting.pop_front();
@@ -265,14 +272,17 @@ impl Connection {
         }
         // Flush has an empty range, and yet is one request.
         let (offset, bytes) = running.pieces.next().unwrap_or((0, 0));
-        if running.pieces.is_empty() && work.ranges.is_empty() {
-            self.waiting.pop_front();
-        }
         let mut request = Request { command: work.command, flags: work.flags, cookie: 0, offset, bytes };
         let context = work.context.as_deref();
         let id = self.contexts.iter().find(|(name, _)| Some(name.as_ref()) == context).map(|(_, id)| *id);
-        let Some(slot) = self.replies.issue(&mut request, id) else { return false };
+        let Some(slot) = self.replies.issue(&mut request, id) else {
+            work.ranges.push(offset..offset + u64::from(bytes));
+            return false;
+        };
         request.encode(self.replies.mode(), &mut self.outbox);
+        if running.pieces.is_empty() && work.ranges.is_empty() {
+            self.waiting.pop_front();
+        }
         running.in_flight += 1;
         if work.command == Command::Write {
             let start = distance(work.base, offset);

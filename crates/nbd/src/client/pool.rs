@@ -39,8 +39,6 @@ struct Slot {
     state: Mutex<State>,
     /// Operations on it or waiting for it.
     load: AtomicU64,
-    /// Being dialed again: others are better.
-    down: AtomicBool,
     retired: AtomicBool,
 }
 
@@ -174,7 +172,8 @@ impl Pool {
             return Err(error.clone());
         }
         let usable = self.slots.iter().filter(|slot| !slot.retired.load(Ordering::Acquire));
-        let weight = |slot: &&Slot| (slot.down.load(Ordering::Relaxed), slot.load.load(Ordering::Relaxed));
+        // A slot that is being dialed again is locked for long.
+        let weight = |slot: &&Slot| (slot.state.try_lock().is_err(), slot.load.load(Ordering::Relaxed));
         usable.min_by_key(weight).ok_or_else(|| self.disconnected())
     }
 
@@ -183,13 +182,15 @@ impl Pool {
         let mut state = slot.state.lock().await;
         match &*state {
             State::Open { jobs, .. } if !jobs.is_closed() => return Ok(jobs.clone()),
+            // Even a connection that broke while nothing was in flight may have taken unflushed writes with it.
+            State::Open { .. } if self.is_writable() => {
+                let (peer, stage) = (self.info.peer.clone(), Stage::Request);
+                return Err(self.end.get_or_init(|| Error::Closed { peer, stage, source: None }).clone());
+            }
             State::Open { .. } => {}
             State::Retired(error) => return Err(error.clone()),
         }
-        slot.down.store(true, Ordering::Relaxed);
-        let redialed = self.redial().await;
-        slot.down.store(false, Ordering::Relaxed);
-        match redialed {
+        match self.redial().await {
             Ok(Handle { jobs, task }) => {
                 *state = State::Open { jobs: jobs.clone(), task };
                 Ok(jobs)
@@ -271,7 +272,6 @@ impl Slot {
         Self {
             state: Mutex::new(State::Open { jobs, task }),
             load: AtomicU64::new(0),
-            down: AtomicBool::new(false),
             retired: AtomicBool::new(false),
         }
     }

@@ -131,6 +131,11 @@ impl Conn {
         Ok(())
     }
 
+    /// Ends the connection.
+    pub(crate) fn hang_up(&mut self) -> std::io::Result<()> {
+        self.stream.shutdown(std::net::Shutdown::Both)
+    }
+
     /// Waits for the client to hang up and leaves what it sends unread.
     pub(crate) fn until_closed_slowly(&mut self) -> std::io::Result<()> {
         while self.stream.take_error()?.is_none() {

@@ -216,6 +216,31 @@ async fn a_writer_never_dials_again() {
 }
 
 #[tokio::test]
+async fn a_writer_whose_idle_connection_broke_does_not_flush_over_another() {
+    let closed = Arc::new(AtomicUsize::new(0));
+    let tell = Arc::clone(&closed);
+    let server = Hostile::start(move |conn, number| {
+        assert_eq!(number, 0, "a second connection");
+        conn.negotiate(Offer { flags: WRITABLE, ..PLAIN })?;
+        let write = conn.request()?;
+        conn.take_vec(write.bytes as usize)?;
+        conn.simple(0, write.cookie)?;
+        conn.hang_up()?;
+        tell.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    });
+    let options = ClientOptions { writable: true, ..hasty() };
+    let client = Client::connect(&server.uri, &options).await.unwrap();
+    client.write(0, vec![1; 4096]).await.unwrap();
+    while closed.load(Ordering::SeqCst) == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let error = client.flush().await.unwrap_err();
+    assert!(matches!(error, Error::Closed { .. } | Error::Lost { .. }), "{error}");
+    assert!(client.flush().await.is_err());
+}
+
+#[tokio::test]
 async fn a_write_answered_before_its_data_is_found_out() {
     let server = Hostile::start(|conn, _| {
         conn.negotiate(Offer { flags: WRITABLE, size: 1 << 30, ..PLAIN })?;
