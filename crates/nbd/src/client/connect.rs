@@ -19,6 +19,8 @@ use crate::uri::{Transport, Uri};
 
 /// Bytes read at once during the handshake.
 const READ_BYTES: usize = 4096;
+/// How long a polite end may take.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// Makes connections to one export, the first as well as every later one.
 #[derive(Debug)]
@@ -88,18 +90,23 @@ impl Dialer {
     /// Lists the exports and leaves.
     pub(crate) async fn list(&self) -> Result<Vec<ListedExport>, Error> {
         let (mut stream, end) = Box::pin(self.negotiate(Goal::List)).await?;
-        let mut out = Vec::new();
-        Handshake::abort(&mut out);
-        // The list is complete; whether the server hears the good-bye does not matter.
-        let _ = timeout(self.options.greeting_deadline, async {
-            stream.write_all(&out).await?;
-            stream.shutdown().await
-        })
-        .await;
+        self.leave(&mut stream).await;
         match end {
             End::Listed(exports) => Ok(exports),
             End::Open(_) => Err(self.closed(Stage::Handshake, None)),
         }
+    }
+
+    /// Ends a handshake that opens nothing.
+    async fn leave(&self, stream: &mut Stream) {
+        let mut out = Vec::new();
+        Handshake::abort(&mut out);
+        // Whether the server hears it does not matter.
+        let _ = timeout(GOODBYE, async {
+            stream.write_all(&out).await?;
+            stream.shutdown().await
+        })
+        .await;
     }
 
     async fn dial(&self) -> Result<Stream, Error> {
@@ -129,8 +136,15 @@ impl Dialer {
         let mut output = Vec::new();
         loop {
             self.receive(&mut stream, &mut input, wait, &handshake).await?;
-            let (used, progress) =
-                handshake.feed(&input, &mut output).map_err(|error| self.handshake_error(error))?;
+            let (used, progress) = match handshake.feed(&input, &mut output) {
+                Ok(fed) => fed,
+                Err(error) => {
+                    if matches!(error, HandshakeError::Refused { .. }) {
+                        self.leave(&mut stream).await;
+                    }
+                    return Err(self.handshake_error(error));
+                }
+            };
             input.drain(..used);
             if wait.stage == Stage::Greeting && handshake.greeted() {
                 wait = Wait::new(Stage::Handshake, self.options.handshake_deadline);

@@ -16,15 +16,15 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use super::stream::Stream;
+use super::work::{Fault, Outcome, Submission, Work};
 use crate::error::{Error, Stage};
-use crate::proto::extent::Extent;
 use crate::proto::handshake::Negotiated;
-use crate::proto::reply::{Answer, Event, Failure, INPUT_BYTES_MAX, Replies};
+use crate::proto::reply::{Answer, Event, INPUT_BYTES_MAX, Replies};
 use crate::proto::request::{Command, Pieces, Request};
 use crate::proto::violation::Violation;
 
@@ -33,68 +33,6 @@ const INBOX_BYTES: usize = 8192;
 const _: () = assert!(INBOX_BYTES >= INPUT_BYTES_MAX, "a whole error chunk must fit the inbox");
 /// How long a polite end may take.
 const GOODBYE: Duration = Duration::from_secs(2);
-
-/// What an operation wants done, and what came of it.
-#[derive(Debug)]
-pub(crate) struct Work {
-    pub(crate) command: Command,
-    pub(crate) flags: u16,
-    /// Offset in the export of the buffer's first byte.
-    pub(crate) base: u64,
-    /// Where a read lands, or what a write sends; empty for other commands.
-    pub(crate) buffer: Vec<u8>,
-    /// Ranges of the export that are not done yet.
-    pub(crate) ranges: Vec<Range<u64>>,
-    /// Most bytes of one request.
-    pub(crate) piece_bytes: u32,
-    /// The context that a block status is for, by name.
-    pub(crate) context: Option<Arc<str>>,
-    /// Holes of finished reads as (offset in the buffer, length in bytes).
-    pub(crate) holes: Vec<(u32, u32)>,
-    /// Extents of a finished block status.
-    pub(crate) extents: Vec<Extent>,
-    /// Requests that the peer answered with an error.
-    pub(crate) faults: Vec<Fault>,
-    /// The share of the client's byte budget; goes with the buffer.
-    pub(crate) _permit: Option<OwnedSemaphorePermit>,
-}
-
-impl Work {
-    /// Work of a command, without range or buffer yet.
-    pub(crate) fn new(command: Command, base: u64) -> Self {
-        Self {
-            command,
-            flags: 0,
-            base,
-            buffer: Vec::new(),
-            ranges: Vec::new(),
-            piece_bytes: 1,
-            context: None,
-            holes: Vec::new(),
-            extents: Vec::new(),
-            faults: Vec::new(),
-            _permit: None,
-        }
-    }
-}
-
-/// A request that the peer answered with an error.
-#[derive(Debug)]
-pub(crate) struct Fault {
-    pub(crate) offset: u64,
-    pub(crate) bytes: u32,
-    pub(crate) failure: Failure,
-}
-
-/// Work on its way back, with the reason when the connection ended under it.
-pub(crate) type Outcome = Result<Work, (Work, Error)>;
-
-/// Work and the way back.
-#[derive(Debug)]
-pub(crate) struct Submission {
-    pub(crate) work: Work,
-    pub(crate) done: oneshot::Sender<Outcome>,
-}
 
 /// How the rest of the client reaches the task.
 #[derive(Debug)]

@@ -13,9 +13,9 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use super::Client;
-use super::connection::Work;
 use super::pool::Pool;
 use super::read::failed;
+use super::work::Work;
 use crate::error::{Command, Error};
 use crate::proto::extent::Extent;
 use crate::proto::violation::Violation;

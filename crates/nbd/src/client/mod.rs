@@ -14,6 +14,7 @@ mod pool;
 mod read;
 mod stream;
 mod tls;
+mod work;
 mod write;
 
 use std::ops::Range;

@@ -17,8 +17,9 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 use super::connect::Dialer;
-use super::connection::{self, Handle, Names, Outcome, Submission, Work};
+use super::connection::{self, Handle, Names};
 use super::options::{ClientOptions, ExportInfo};
+use super::work::{Outcome, Submission, Work};
 use crate::error::{Change, Error, Stage};
 use crate::proto::handshake::Negotiated;
 use crate::proto::violation::Violation;

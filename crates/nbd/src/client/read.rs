@@ -6,8 +6,8 @@
 use std::ops::Range;
 
 use super::Client;
-use super::connection::{Fault, Work};
 use super::pool::Pool;
+use super::work::{Fault, Work};
 use crate::error::{Command, Error};
 
 /// Ranges are not cut smaller than this when they error, in bytes.

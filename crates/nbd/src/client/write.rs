@@ -5,9 +5,9 @@
 use std::ops::Range;
 
 use super::Client;
-use super::connection::Work;
 use super::pool::Pool;
 use super::read::failed;
+use super::work::Work;
 use crate::error::{Command, Error};
 use crate::proto::consts::{
     COMMAND_FLAG_NO_HOLE, TRANSMISSION_SEND_FLUSH, TRANSMISSION_SEND_TRIM, TRANSMISSION_SEND_WRITE_ZEROES,

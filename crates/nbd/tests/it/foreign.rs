@@ -57,6 +57,7 @@ async fn debians_nbd_server_is_read_and_listed() {
     let uri = format!("nbd://127.0.0.1:{port}/vda").parse().unwrap();
     let client = connect(&uri).await;
     assert_eq!(client.info().size_bytes, 5 * MIB as u64);
+    assert_eq!(client.info().reply_mode, ReplyMode::Simple);
     assert!(read_all(&client, MIB).await.unwrap() == content);
     let names: Vec<_> = list(&uri, &quick()).await.unwrap().into_iter().map(|export| export.name).collect();
     assert_eq!(names, ["vda"]);

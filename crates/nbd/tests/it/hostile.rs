@@ -99,9 +99,9 @@ impl Hostile {
 /// Options with deadlines short enough to wait for.
 pub(crate) fn hasty() -> ClientOptions {
     ClientOptions {
-        greeting_deadline: Duration::from_millis(300),
-        handshake_deadline: Duration::from_millis(400),
-        request_deadline: Duration::from_millis(400),
+        greeting_deadline: Duration::from_secs(1),
+        handshake_deadline: Duration::from_secs(1),
+        request_deadline: Duration::from_secs(1),
         reconnect_attempts: 2,
         ..quick()
     }

@@ -86,7 +86,7 @@ async fn a_silent_server_is_left_at_the_deadline() {
         }
         other => panic!("{other:?}"),
     }
-    assert!(begun.elapsed() < Duration::from_secs(5), "four times the deadline of 0.4 s");
+    assert!(begun.elapsed() < Duration::from_secs(9), "four times the deadline of one second");
 }
 
 #[tokio::test]
@@ -108,7 +108,7 @@ async fn a_server_that_trickles_is_left_at_the_deadline() {
 #[tokio::test]
 async fn a_deadline_counts_per_request_and_not_per_connection() {
     let server = Hostile::replying(PLAIN, |conn, request| {
-        std::thread::sleep(Duration::from_millis(150));
+        std::thread::sleep(Duration::from_millis(300));
         conn.answer(request)
     });
     let client = Client::connect(&server.uri, &hasty()).await.unwrap();

@@ -2,7 +2,7 @@
 //!
 //! A server dies with its [`Peer`]. Nothing sleeps for luck: a server is ready when its socket accepts a connection.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
@@ -136,10 +136,15 @@ pub(crate) fn sparse_image(path: &Path, bytes: usize) -> Vec<u8> {
     content
 }
 
+/// The qemu-nbd to test against: `QEMU_NBD`, or the installed one.
+pub(crate) fn qemu_nbd_program() -> OsString {
+    std::env::var_os("QEMU_NBD").unwrap_or_else(|| "qemu-nbd".into())
+}
+
 /// `qemu-nbd` with these further arguments on a socket in the folder.
 pub(crate) fn qemu_nbd<S: AsRef<OsStr>>(folder: &Path, args: impl IntoIterator<Item = S>) -> (Peer, Uri) {
     let socket = folder.join("qemu.sock");
-    let mut command = Command::new("qemu-nbd");
+    let mut command = Command::new(qemu_nbd_program());
     command.args(["--persistent", "--shared=16", "--socket"]).arg(&socket).args(args);
     let peer = Peer::start(&mut command, Address::Unix(socket.clone()));
     (peer, unix_uri(&socket, ""))

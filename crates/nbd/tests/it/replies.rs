@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use aquifer_nbd::{Client, Error, Violation};
 
-use crate::hostile::{CONTEXT_ID, Conn, Hostile, Offer, PLAIN, Request, SIZE, content, hasty};
+use crate::hostile::{CONTEXT_ID, Conn, Hostile, Offer, PLAIN, Request, SIZE, content};
+use crate::peers::quick;
 
 const READ: u16 = 0;
 const EXTENDED: Offer = Offer { extended: true, ..PLAIN };
@@ -16,7 +17,7 @@ async fn read_error(
     script: impl Fn(&mut Conn, Request) -> std::io::Result<()> + Send + Sync + 'static,
 ) -> Error {
     let server = Hostile::replying(offer, script);
-    let client = Client::connect(&server.uri, &hasty()).await.expect("connect");
+    let client = Client::connect(&server.uri, &quick()).await.expect("connect");
     let begun = Instant::now();
     let error = client.read(4096, vec![0; 8192]).await.expect_err("the read must fail");
     assert!(begun.elapsed() < Duration::from_secs(5), "took {:?}", begun.elapsed());
@@ -39,7 +40,7 @@ async fn status_violation(
     script: impl Fn(&mut Conn, Request) -> std::io::Result<()> + Send + Sync + 'static,
 ) -> Violation {
     let server = Hostile::replying(PLAIN, script);
-    let client = Client::connect(&server.uri, &hasty()).await.expect("connect");
+    let client = Client::connect(&server.uri, &quick()).await.expect("connect");
     let mut extents = client.extents("base:allocation", 0..SIZE).expect("context");
     let begun = Instant::now();
     loop {
@@ -56,7 +57,7 @@ async fn status_violation(
 #[tokio::test]
 async fn a_good_answer_is_a_good_read() {
     let server = Hostile::replying(PLAIN, |conn, request| conn.answer(request));
-    let client = Client::connect(&server.uri, &hasty()).await.unwrap();
+    let client = Client::connect(&server.uri, &quick()).await.unwrap();
     assert_eq!(client.read(4096, vec![0; 8192]).await.unwrap().buffer, content(4096, 8192));
 }
 
@@ -78,7 +79,7 @@ async fn a_request_answered_twice_is_found_out() {
         conn.answer(first)?;
         conn.until_closed()
     });
-    let client = Client::connect(&server.uri, &hasty()).await.unwrap();
+    let client = Client::connect(&server.uri, &quick()).await.unwrap();
     match client.read(0, vec![0; 512 * 1024]).await {
         Err(Error::Violation { violation: Violation::UnknownCookie(_), .. }) => {}
         other => panic!("{other:?}"),
@@ -215,7 +216,7 @@ async fn extended_replies_are_understood() {
         }
         Ok(())
     });
-    let client = Client::connect(&server.uri, &hasty()).await.unwrap();
+    let client = Client::connect(&server.uri, &quick()).await.unwrap();
     assert_eq!(client.read(4096, vec![0; 8192]).await.unwrap().buffer, content(4096, 8192));
     let extents = crate::peers::extents(&client, "base:allocation").await;
     let found: Vec<_> = extents.iter().map(|extent| (extent.bytes, extent.flags)).collect();
@@ -310,7 +311,7 @@ async fn extents_in_crumbs_still_cover_the_range_exactly() {
         let flags = u32::from(request.offset / 131_072 % 2 == 0);
         conn.extents(request.cookie, CONTEXT_ID, &[(131_072 + 1024, flags)])
     });
-    let client = Client::connect(&server.uri, &hasty()).await.unwrap();
+    let client = Client::connect(&server.uri, &quick()).await.unwrap();
     let mut stream = client.extents("base:allocation", 1000..SIZE - 1000).unwrap();
     let mut at = 1000;
     while let Some(extent) = stream.next().await.unwrap() {
@@ -326,7 +327,7 @@ async fn simple_replies_are_read_exactly() {
         conn.simple(0, request.cookie)?;
         conn.send(&content(request.offset, request.bytes as usize))
     });
-    let client = Client::connect(&server.uri, &hasty()).await.unwrap();
+    let client = Client::connect(&server.uri, &quick()).await.unwrap();
     assert_eq!(client.read(512, vec![0; 700_000]).await.unwrap().buffer, content(512, 700_000));
     assert!(client.info().contexts.is_empty());
     assert!(matches!(client.extents("base:allocation", 0..1), Err(Error::NoContext { .. })));
@@ -346,7 +347,7 @@ async fn chunks_may_come_in_any_order_and_in_crumbs_of_the_stream() {
         conn.data(false, cookie, offset, 512)?;
         conn.chunk(true, 0, cookie, &[])
     });
-    let client = Client::connect(&server.uri, &hasty()).await.unwrap();
+    let client = Client::connect(&server.uri, &quick()).await.unwrap();
     let read = client.read(4096, vec![0xee; 8192]).await.unwrap();
     assert_eq!(read.holes, [(512, 3584)]);
     assert_eq!(read.buffer[..512], content(4096, 512));

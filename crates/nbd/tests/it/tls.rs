@@ -7,7 +7,7 @@ use std::process::Command;
 use aquifer_nbd::{Client, Error, Uri, list};
 use tempfile::TempDir;
 
-use crate::peers::{Address, Peer, folder, free_port, quick, read_all, sparse_image, tool};
+use crate::peers::{Address, Peer, folder, free_port, qemu_nbd_program, quick, read_all, sparse_image, tool};
 
 /// A folder with a certificate authority of its own, and nothing else.
 pub(crate) fn authority() -> TempDir {
@@ -94,7 +94,7 @@ impl Place {
             "tls-creds-x509,id=tls0,endpoint=server,verify-peer=yes,dir={}",
             self.path("server").display()
         );
-        let mut command = Command::new("qemu-nbd");
+        let mut command = Command::new(qemu_nbd_program());
         command.args(["--persistent", "--shared=16", "--read-only", "--format=raw", "--bind=127.0.0.1"]);
         command.arg(format!("--port={port}")).args(["--object", &object, "--tls-creds=tls0"]);
         command.args(["--export-name=vda"]).arg(self.path("disk.img"));
