@@ -44,7 +44,7 @@ commands! {
     NbdServerStop = "nbd-server-stop" -> Value;
     /// `blockdev-add`.
     BlockdevAdd = "blockdev-add" -> Value;
-    /// `blockdev-create`: formats a scratch, as a job.
+    /// `blockdev-create`: makes a scratch, as a job, where Aquifer has no other way to the file.
     BlockdevCreate = "blockdev-create" -> Value;
     /// `blockdev-del`.
     BlockdevDel = "blockdev-del" -> Value;

@@ -9,7 +9,7 @@
 //! | overlay node of disk *i* | `aqf-<8 hex of the repository>-d<i>` (QEMU allows 31 bytes) |
 //! | file node under it | `aqf-<8 hex>-f<i>` |
 //! | job and export of disk *i* | `aqf-<8 hex>-<backup uuid>-<i>` |
-//! | job that formats a scratch | `aqf-<8 hex>-format-<i>` |
+//! | job that makes a scratch beside a TLS monitor | `aqf-<8 hex>-format-<i>` |
 //! | NBD export name | `<backup uuid>/<disk>` |
 //! | scratch file | `aquifer-<8 hex>-<domain>+<disk>.qcow2` |
 //! | NBD socket | `aquifer-<8 hex>-<domain>.nbd`, hashed when the path would not fit a socket address |

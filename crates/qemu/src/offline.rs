@@ -87,6 +87,7 @@ impl ImageExport {
                 let detail = complaint(&mut child).await;
                 // The socket of a killed server is nobody's.
                 let _ = std::fs::remove_file(&socket);
+                // QEMU's tools give no code for it; the word only chooses the better message.
                 if detail.contains("lock") {
                     return Err(Error::ImageInUse { path, detail });
                 }

@@ -7,14 +7,13 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 
 /// What a full backup needs of a QEMU.
-const COMMANDS: [&str; 15] = [
+const COMMANDS: [&str; 14] = [
     "query-named-block-nodes",
     "query-jobs",
     "query-block-exports",
     "nbd-server-start",
     "nbd-server-stop",
     "blockdev-add",
-    "blockdev-create",
     "blockdev-del",
     "blockdev-backup",
     "block-set-write-threshold",

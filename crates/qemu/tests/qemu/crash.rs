@@ -1,6 +1,7 @@
 //! SIGKILL after every single command of a session: by the guard, or by the next clean-up, everything of ours goes,
 //! and nothing else.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -83,7 +84,14 @@ impl Proxy {
             while let Ok((client, _)) = listener.accept().await {
                 let mut hung_up = hung_up.clone();
                 hung_up.mark_unchanged();
-                let qemu = UnixStream::connect(&upstream).await.unwrap();
+                let qemu = loop {
+                    match UnixStream::connect(&upstream).await {
+                        Ok(qemu) => break qemu,
+                        // QEMU has not taken the last connection yet, and its queue holds one.
+                        Err(error) if error.kind() == ErrorKind::WouldBlock => tokio::task::yield_now().await,
+                        Err(error) => panic!("{error}"),
+                    }
+                };
                 tokio::select! {
                     () = relay(client, qemu, &left, &stopped) => {}
                     _ = hung_up.changed() => {}

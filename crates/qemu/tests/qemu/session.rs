@@ -55,6 +55,27 @@ async fn a_session_can_be_opened_again_and_again() {
     assert_eq!(machine.inventory().await, before);
 }
 
+/// What libvirt does all day. QEMU 7.2 does not survive it while it formats an image itself.
+#[tokio::test]
+async fn a_management_tool_that_asks_for_the_nodes_without_rest_does_no_harm() {
+    let machine = Machine::start(&[qcow2("n0", 2), raw("n1", 2)]).await;
+    let before = machine.inventory().await;
+    let asking = machine.test.clone();
+    let tool = tokio::spawn(async move {
+        loop {
+            asking.execute(aquifer_qemu::commands::QueryNodes(json!({"flat": true}))).await.unwrap();
+        }
+    });
+    for _ in 0..20 {
+        let mut session = ExportSession::open(machine.request()).await.unwrap();
+        session.check().await.unwrap();
+        session.close().await.unwrap();
+    }
+    assert!(!tool.is_finished());
+    tool.abort();
+    assert_eq!(machine.inventory().await, before);
+}
+
 #[tokio::test]
 async fn a_storage_daemon_without_devices_serves_its_nodes() {
     let machine = Machine::start_daemon(&[qcow2("n0", 2)]).await;
@@ -97,6 +118,40 @@ async fn empty_and_removable_drives_are_left_out_and_reported() {
     assert_eq!(session.exports().len(), 1);
     let skipped: Vec<_> = session.skipped().iter().map(|disk| (disk.name.as_str(), disk.skip)).collect();
     assert_eq!(skipped, [("cd0", Some(SkipReason::Empty))]);
+    session.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn disks_given_by_drive_are_named_by_their_device_and_a_medium_can_be_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["hd", "cd"] {
+        std::fs::write(folder.path().join(name), vec![name.as_bytes()[0]; 2 * MIB as usize]).unwrap();
+    }
+    let drive = |name: &str, more: &str| {
+        format!("if=none,id={name},format=raw,file={}{more}", folder.path().join(name).display())
+    };
+    let (hd, cd) = (drive("hd", ""), drive("cd", ",media=cdrom"));
+    let extra = [
+        "-S",
+        "-drive",
+        &hd,
+        "-device",
+        "virtio-blk-pci,drive=hd",
+        "-drive",
+        &cd,
+        "-device",
+        "ide-cd,drive=cd",
+    ];
+    let machine = Machine::start_with(&[], &extra).await;
+    let session = ExportSession::open(machine.request()).await.unwrap();
+    let image = pull(&session.exports()[0].uri, machine.folder.path()).await;
+    assert!(session.exports()[0].disk.name == "hd" && filled(&image, b'h'));
+    assert_eq!(session.skipped()[0].skip, Some(SkipReason::Removable));
+    session.close().await.unwrap();
+    let mut request = machine.request();
+    request.disks.only = vec!["cd".to_owned()];
+    let session = ExportSession::open(request).await.unwrap();
+    assert!(filled(&pull(&session.exports()[0].uri, machine.folder.path()).await, b'c'));
     session.close().await.unwrap();
 }
 

@@ -261,7 +261,9 @@ impl Machine {
     }
 
     pub(crate) async fn inventory(&self) -> Inventory {
-        let nodes = self.test.execute(commands::QueryNodes(json!({"flat": true}))).await.unwrap();
+        let nodes = self.test.execute(commands::QueryNodes(json!({"flat": true}))).await;
+        let log = || std::fs::read_to_string(self.path("qemu.log")).unwrap();
+        let nodes = nodes.unwrap_or_else(|error| panic!("{error}: {}", log()));
         let jobs = self.test.execute(commands::QueryJobs(json!({}))).await.unwrap();
         let exports = self.test.execute(commands::QueryExports(json!({}))).await.unwrap();
         let files = std::fs::read_dir(self.path("scratch")).unwrap();
