@@ -6,6 +6,7 @@
 //!
 //! Invariant: nothing here touches a file, the network or the terminal.
 
+mod documents;
 pub(crate) mod jobs;
 pub(crate) mod values;
 
@@ -69,6 +70,7 @@ pub(crate) enum Command {
     /// Back up a domain: all its disks at one instant.
     Backup(Box<BackupArgs>),
     /// List backups, newest first.
+    #[command(after_long_help = documents::LIST)]
     List(ListArgs),
     /// Print the description of a backup as <domainbackup> XML, with --json too.
     Dumpxml {
@@ -84,6 +86,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Domain(DomainCommand),
     /// Check this machine, the repository and the domains' monitors, and say what is wrong.
+    #[command(after_long_help = documents::DOCTOR)]
     Doctor {
         /// Read samples of this NBD export with two independent clients, and compare; may be repeated.
         #[arg(long, value_name = "NAME=URI")]
@@ -112,14 +115,19 @@ pub(crate) enum Command {
 #[derive(Debug, Subcommand)]
 pub(crate) enum RepositoryCommand {
     /// Create a repository in an empty or new place.
+    #[command(after_long_help = documents::INFO)]
     Init(InitArgs),
     /// Show what the repository is: id, encryption, chunk size, features.
+    #[command(after_long_help = documents::INFO)]
     Info,
     /// Count backups, packs and bytes.
+    #[command(after_long_help = documents::STATS)]
     Stats,
     /// Prove that the store creates objects atomically: many try at once, exactly one may win.
+    #[command(after_long_help = documents::PROBE)]
     Probe,
     /// Rebuild this machine's chunk index from the repository.
+    #[command(after_long_help = documents::REBUILD)]
     RebuildIndex {
         /// Read the tables of the packs themselves, and trust no segment.
         #[arg(long)]
@@ -148,14 +156,17 @@ pub(crate) struct InitArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum KeysCommand {
     /// List the key slots.
+    #[command(after_long_help = documents::KEYS)]
     List,
     /// Add a password in a slot of its own.
+    #[command(after_long_help = documents::KEY)]
     Add {
         /// File whose content, without a line end, is the new password [default: asked for on the terminal].
         #[arg(long, value_name = "FILE")]
         new_password_file: Option<PathBuf>,
     },
     /// Remove a slot. Whoever opened the repository with it may have kept the key: this does not lock them out.
+    #[command(after_long_help = documents::KEY)]
     Retire {
         /// The slot, as `keys list` names it.
         #[arg(value_name = "SLOT")]
@@ -180,13 +191,16 @@ pub(crate) struct ListArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum DomainCommand {
     /// List the domains of the configuration and of the repository.
+    #[command(after_long_help = documents::DOMAINS)]
     List,
     /// Show how a domain is configured, and its newest backup.
+    #[command(after_long_help = documents::DOMAIN)]
     Show {
         /// The domain.
         name: String,
     },
     /// Remove from the domain's QEMU what a crashed backup of ours left; touch nothing else.
+    #[command(after_long_help = documents::CLEANUP)]
     Cleanup {
         /// The domain.
         name: String,
@@ -208,8 +222,10 @@ pub(crate) enum DebugCommand {
         key: String,
     },
     /// Print the log, oldest entry first.
+    #[command(after_long_help = documents::LOG)]
     Log,
     /// Print the tree of one disk of a backup.
+    #[command(after_long_help = documents::TREE)]
     Tree {
         /// The backup.
         #[arg(value_name = "UUID")]

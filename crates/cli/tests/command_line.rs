@@ -213,3 +213,112 @@ fn completions_and_manual_pages_come_from_the_same_definition() {
     let (code, message) = aquifer.refusal(&["man", "/dev/null"]);
     assert_eq!((code, message.contains("manual pages in /dev/null: ")), (7, true), "{message}");
 }
+
+/// A world with a repository in it, and the words that open it.
+fn with_repository() -> (Aquifer, Vec<String>) {
+    let aquifer = Aquifer::new();
+    let password = aquifer.file("password", "correct horse\n");
+    let words = ["-r", &aquifer.path("repository"), "--password-file", &password].map(str::to_owned).to_vec();
+    let init = [as_strs(&words), vec!["repository", "init"]].concat();
+    aquifer.text(&init);
+    (aquifer, words)
+}
+
+fn as_strs(words: &[String]) -> Vec<&str> {
+    words.iter().map(String::as_str).collect()
+}
+
+#[test]
+fn a_new_repository_answers_every_question_about_itself() {
+    let (aquifer, opened) = with_repository();
+    let ask = |words: &[&str]| aquifer.json(&[&as_strs(&opened), &["--json"], words].concat());
+    let info = ask(&["repository", "info"]);
+    assert_eq!((&info["encrypted"], &info["chunk_bytes"]), (&true.into(), &(128 << 10).into()));
+    assert_eq!(ask(&["list"]), serde_json::json!([]));
+    assert_eq!(ask(&["domain", "list"]), serde_json::json!([]));
+    assert_eq!(ask(&["repository", "stats"])["packs"], 0);
+    assert_eq!(ask(&["repository", "probe"])["passed"], true);
+    assert_eq!(ask(&["repository", "rebuild-index"])["from"], "segments");
+    assert_eq!(ask(&["verify"])["clean"], true);
+    assert_eq!(ask(&["debug", "cat", "format"])["repository"], info["repository"]);
+    assert_eq!(ask(&["debug", "log"])["seq"], 1);
+    assert_eq!(ask(&["repository", "keys", "list"])[0]["in_use"], true);
+}
+
+#[test]
+fn the_same_answers_are_texts_for_people() {
+    let (aquifer, opened) = with_repository();
+    let ask = |words: &[&str]| aquifer.text(&[&as_strs(&opened), words].concat());
+    assert_eq!(ask(&["list"]), "no backups\n");
+    assert!(ask(&["repository", "info"]).contains("\nencrypted:     yes\n"));
+    assert!(ask(&["repository", "stats"]).starts_with("backups:"));
+    assert!(ask(&["repository", "probe"]).contains("creates objects atomically"));
+    assert!(ask(&["verify"]).contains("no damage"));
+    assert!(ask(&["debug", "log"]).contains("writer "));
+}
+
+#[test]
+fn a_wrong_password_is_denied_and_a_recovery_key_opens() {
+    let aquifer = Aquifer::new();
+    let password = aquifer.file("password", "correct horse\n");
+    let (repository, key) = (aquifer.path("repository"), aquifer.path("recovery.key"));
+    let init =
+        ["-r", &repository, "--password-file", &password, "repository", "init", "--recovery-key", &key];
+    aquifer.text(&init);
+    let wrong = aquifer.file("wrong", "incorrect donkey");
+    assert_eq!(aquifer.refusal(&["-r", &repository, "--password-file", &wrong, "list"]).0, 6);
+    assert_eq!(aquifer.refusal(&["-r", &repository, "list"]).0, 6);
+    assert_eq!(aquifer.text(&["-r", &repository, "--password-file", &key, "list"]), "no backups\n");
+}
+
+#[test]
+fn a_refused_init_leaves_no_recovery_key_and_an_old_one_is_not_overwritten() {
+    let (aquifer, opened) = with_repository();
+    let key = aquifer.path("recovery.key");
+    let init = [as_strs(&opened), vec!["repository", "init", "--recovery-key", &key]].concat();
+    assert_eq!(aquifer.refusal(&init).0, 5);
+    assert!(!Path::new(&key).exists());
+    aquifer.file("recovery.key", "precious");
+    assert_eq!(aquifer.refusal(&init).0, 5);
+    assert_eq!(std::fs::read_to_string(&key).unwrap(), "precious");
+}
+
+#[test]
+fn a_password_and_no_encryption_contradict_each_other() {
+    let aquifer = Aquifer::new();
+    let password = aquifer.file("password", "correct horse\n");
+    let (repository, plain) = (aquifer.path("repository"), ["repository", "init", "--no-encryption"]);
+    let words = [&["-r", &repository, "--password-file", &password][..], &plain].concat();
+    assert_eq!(aquifer.refusal(&words).0, 3);
+    aquifer.text(&[&["-r", &repository][..], &plain].concat());
+    // A configured password promises encryption, and a plain repository in its place is refused.
+    assert_eq!(aquifer.refusal(&["-r", &repository, "--password-file", &password, "list"]).0, 6);
+}
+
+#[test]
+fn a_configured_repository_is_opened_by_its_name_and_password_file() {
+    let (aquifer, _) = with_repository();
+    let config = format!(
+        "[repositories.main]\nurl = \"{}\"\npassword_file = \"{}\"\n[defaults]\nrepository = \"main\"\n",
+        aquifer.path("repository"),
+        aquifer.path("password")
+    );
+    std::fs::create_dir_all(aquifer.path("config/aquifer")).unwrap();
+    std::fs::write(aquifer.path("config/aquifer/aquifer.toml"), config).unwrap();
+    assert_eq!(aquifer.text(&["list"]), "no backups\n");
+    assert!(aquifer.text(&["repository", "info"]).starts_with("repository:    main\n"));
+}
+
+#[test]
+fn the_doctor_finds_a_healthy_repository_good_and_a_missing_one_bad() {
+    let (aquifer, opened) = with_repository();
+    let findings = aquifer.run(&[as_strs(&opened), vec!["--json", "doctor"]].concat());
+    let findings: Vec<Value> = serde_json::from_slice(&findings.stdout).unwrap();
+    let health =
+        |check: &str| findings.iter().find(|found| found["check"] == check).map(|found| &found["health"]);
+    assert_eq!((health("repository"), health("store")), (Some(&"good".into()), Some(&"good".into())));
+    let missing = aquifer.run(&["-r", &aquifer.path("missing"), "--json", "doctor"]);
+    let findings: Vec<Value> = serde_json::from_slice(&missing.stdout).unwrap();
+    assert_eq!((&findings[0]["health"], &findings[0]["kind"]), (&"bad".into(), &"not_found".into()));
+    assert!(!missing.status.success());
+}

@@ -7,11 +7,12 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use uuid::Uuid;
 
+use super::documents;
 use super::values::{Label, Named, Percent, Rate, Size};
 
 /// `backup`
 #[derive(Debug, Args)]
-#[command(after_long_help = BACKUP_JSON)]
+#[command(after_long_help = documents::BACKUP)]
 pub(crate) struct BackupArgs {
     /// The domain; its name stands in the repository.
     #[arg(required_unless_present = "all")]
@@ -62,14 +63,6 @@ pub(crate) struct BackupArgs {
 
 const SOURCE: &str = "Source, if the domain is not configured";
 
-const BACKUP_JSON: &str = "\
-JSON: event lines; the last is
-  {\"event\":\"done\",\"uuid\",\"parent\",\"domain\",\"created\",\"state\",\"level\",\"seconds\",\"freeze_ms\",
-   \"memory_peak_bytes\",\"packs\",\"disks\":[{\"name\",\"size_bytes\",\"mode\":\"full|bitmap|rescan\",\"reason\",
-   \"read_bytes\",\"rechecked_bytes\",\"zero_bytes\",\"kept_bytes\",\"deduplicated_bytes\",\"new_bytes\",
-   \"stored_bytes\",\"tree_nodes_read\",\"tree_nodes_written\"}]}
-or {\"event\":\"error\",\"kind\",\"message\",\"hint\",\"context\"}.";
-
 /// What to do about the guest's file systems.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -84,7 +77,7 @@ pub(crate) enum QuiesceMode {
 
 /// `restore`
 #[derive(Debug, Args)]
-#[command(after_long_help = RESTORE_JSON)]
+#[command(after_long_help = documents::RESTORE)]
 pub(crate) struct RestoreArgs {
     /// The backup: its uuid, at least eight digits of it, or latest:DOMAIN.
     #[arg(value_name = "UUID|latest:DOMAIN")]
@@ -103,15 +96,9 @@ pub(crate) struct RestoreArgs {
     pub(crate) dry_run: bool,
 }
 
-const RESTORE_JSON: &str = "\
-JSON: event lines; the last is
-  {\"event\":\"done\",\"uuid\",\"seconds\",\"disks\":[{\"name\",\"volume\",\"size_bytes\",\"written_bytes\",
-   \"skipped_bytes\",\"zero_bytes\"}]}
-or {\"event\":\"error\",\"kind\",\"message\",\"hint\",\"context\"}.";
-
 /// `verify`
 #[derive(Debug, Args)]
-#[command(after_long_help = VERIFY_JSON)]
+#[command(after_long_help = documents::VERIFY)]
 pub(crate) struct VerifyArgs {
     /// The backups [default: all].
     #[arg(value_name = "UUID")]
@@ -123,13 +110,6 @@ pub(crate) struct VerifyArgs {
     #[arg(long, value_name = "P%", default_value = "100%")]
     pub(crate) sample: Percent,
 }
-
-const VERIFY_JSON: &str = "\
-JSON: {\"event\":\"done\",\"depth\",\"seconds\",\"clean\",\"report\":{\"level\",\"backups\",\"objects\",\"nodes\",\"chunks\",
- \"packs\",\"packs_read\",\"bytes_read\",\"blobs_opened\",\"damage\":[{\"object\",\"what\"}],\"more_damage\",
- \"touched\":[{\"backup\",\"domain\",\"disk\",\"ranges\":[[offset,length]],\"more_ranges\"}]},
- \"disks_read\",\"bytes_restored\",\"unreadable\":[{\"backup\",\"disk\",\"what\"}]}
-Damage ends with exit code 8.";
 
 /// How deep `verify` looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

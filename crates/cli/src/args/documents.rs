@@ -1,0 +1,72 @@
+//! What each command prints with `--json`, as its long help and its manual page say it.
+//!
+//! Invariant: a document is described here or nowhere; the tests of the commands hold the members to it.
+
+/// `backup`
+pub(super) const BACKUP: &str = r#"JSON: event lines; the last is
+  {"event":"done","uuid","parent","domain","created","state","level","seconds","freeze_ms",
+   "memory_peak_bytes","packs","disks":[{"name","size_bytes","mode":"full|bitmap|rescan","reason",
+   "read_bytes","rechecked_bytes","zero_bytes","kept_bytes","deduplicated_bytes","new_bytes",
+   "stored_bytes","tree_nodes_read","tree_nodes_written"}],"warnings":[…]}
+or {"event":"error","kind","message","hint","context"}. With --all, one such line for each domain."#;
+
+/// `restore`
+pub(super) const RESTORE: &str = r#"JSON: event lines; the last is
+  {"event":"done","uuid","seconds","dry_run","memory_peak_bytes","disks":[{"name","volume",
+   "size_bytes","written_bytes","skipped_bytes","zero_bytes","verified"}]}
+or {"event":"error","kind","message","hint","context"}."#;
+
+/// `verify`
+pub(super) const VERIFY: &str = r#"JSON: {"event":"done","depth","seconds","clean","report":{"level","backups","objects","nodes",
+ "chunks","packs","packs_read","bytes_read","blobs_opened","damage":[{"object","what"}],
+ "more_damage","touched":[{"backup","domain","disk","ranges":[[offset,length]],"more_ranges"}]},
+ "disks_read","bytes_restored","unreadable":[{"backup","disk","what"}]}
+Damage ends with exit code 8."#;
+
+/// `list`
+pub(super) const LIST: &str = r#"JSON: [{"uuid","parent","domain","created","state","level","description","labels","protected",
+ "read_bytes","new_bytes","stored_bytes","disks":[{"name","size_bytes","mode"}]}], newest first.
+Long descriptions are cut here; dumpxml has them whole."#;
+
+/// `repository init` and `repository info`
+pub(super) const INFO: &str = r#"JSON: {"name","repository","version","encrypted","chunk_bytes","packs","log","log_entries",
+ "writers","features","backups","open_sessions","state_dir"}; init adds "recovery_key", if made."#;
+
+/// `repository stats`
+pub(super) const STATS: &str = r#"JSON: {"backups","forgotten","domains","logical_bytes","packs","pack_bytes","meta_bytes",
+ "condemned_packs","chunks","index_bytes","segments","log_entries","open_sessions"}; chunks is an
+estimate."#;
+
+/// `repository probe`
+pub(super) const PROBE: &str = r#"JSON: {"store","passed","racers","rounds":[{"winners","failures","winner_kept"}],"left_behind"}
+A store that fails ends with exit code 9."#;
+
+/// `repository rebuild-index`
+pub(super) const REBUILD: &str = r#"JSON: {"from":"segments|packs","read"}"#;
+
+/// `repository keys list`
+pub(super) const KEYS: &str = r#"JSON: [{"slot","in_use"}]"#;
+
+/// `repository keys add` and `retire`
+pub(super) const KEY: &str = r#"JSON: {"slot","change":"added|retired"}"#;
+
+/// `domain list`
+pub(super) const DOMAINS: &str = r#"JSON: [{"domain","configured","qmp","backups","latest","stored_bytes"}]"#;
+
+/// `domain show`
+pub(super) const DOMAIN: &str =
+    r#"JSON: {"domain","configuration","backups","latest","stored_bytes"}; latest is as in `list`."#;
+
+/// `domain cleanup`
+pub(super) const CLEANUP: &str = r#"JSON: {"domain","removed","foreign","kept","continued","thawed"}"#;
+
+/// `doctor`
+pub(super) const DOCTOR: &str = r#"JSON: [{"check","object","health":"good|warning|bad","text","hint","kind"}]
+The exit code is that of the kind of what is bad."#;
+
+/// `debug log`
+pub(super) const LOG: &str = r#"JSON: one entry a line, {"seq","prev","writer","nonce","wall_ms","bodies"}."#;
+
+/// `debug tree`
+pub(super) const TREE: &str = r#"JSON: {"disk","size_bytes","root","levels","chunk_bytes","leaves":[{"offset",
+ "chunks":[{"offset","id"}]}]}; what is zero is left out."#;
