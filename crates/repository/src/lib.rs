@@ -49,6 +49,8 @@ mod writer;
 mod zero;
 
 #[cfg(test)]
+mod control_tests;
+#[cfg(test)]
 mod plane_tests;
 #[cfg(test)]
 mod rig;
@@ -78,7 +80,7 @@ pub use settings::Settings;
 pub use stats::RepositoryStats;
 pub use trees::{BuiltTree, LEAF_CHUNKS, TreeBuilder, TreeReader, TreeSpec};
 pub use verify::{
-    DAMAGE_MAX, Damage, DamagedObject, RANGES_MAX, Touched, VerifyLevel, VerifyProgress, VerifyReport,
+    DAMAGE_MAX, Damage, DamagedObject, FOREIGN_MAX, RANGES_MAX, Touched, VerifyLevel, VerifyProgress, VerifyReport,
     VerifyRequest,
 };
 pub use world::World;

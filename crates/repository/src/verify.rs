@@ -15,6 +15,8 @@ mod report;
 #[cfg(test)]
 mod tests;
 mod walk;
+#[cfg(test)]
+mod whole_tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -35,8 +37,8 @@ use packs::PacksRead;
 use walk::{LeafCheck, Step, Walk, is_damage};
 
 pub use report::{
-    DAMAGE_MAX, Damage, DamagedObject, RANGES_MAX, Touched, VerifyLevel, VerifyProgress, VerifyReport,
-    VerifyRequest,
+    DAMAGE_MAX, Damage, DamagedObject, FOREIGN_MAX, RANGES_MAX, Touched, VerifyLevel, VerifyProgress,
+    VerifyReport, VerifyRequest,
 };
 
 /// Packs up to which their sizes are asked for one by one instead of listing the store.
@@ -132,6 +134,7 @@ struct Run {
     findings: Findings,
     objects: u64,
     listed: Option<BTreeMap<PackName, u64>>,
+    foreign: Vec<String>,
     read: PacksRead,
 }
 
@@ -147,6 +150,7 @@ impl Run {
             findings: Findings::default(),
             objects: 0,
             listed: None,
+            foreign: Vec::new(),
             read: PacksRead::default(),
         }
     }
@@ -156,6 +160,7 @@ impl Run {
         for (number, store) in stores.enumerate() {
             let listing = objects::list(&**store).await?;
             self.objects += objects::check(&self.parts, store, &listing, &mut self.findings).await?;
+            self.foreign.extend_from_slice(&listing.foreign);
             if number == 0 {
                 self.objects +=
                     objects::check_segments(&self.parts, &listing, self.level, &mut self.findings).await?;
@@ -304,6 +309,7 @@ impl Run {
             blobs_opened: self.read.blobs,
             damage: self.findings.damage,
             more_damage: self.findings.more_damage,
+            foreign: self.foreign,
             touched,
         })
     }

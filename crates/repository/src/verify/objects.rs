@@ -15,7 +15,7 @@ use bytes::Bytes;
 use tokio::task::JoinSet;
 
 use super::findings::Findings;
-use super::report::{DamagedObject, VerifyLevel};
+use super::report::{DamagedObject, FOREIGN_MAX, VerifyLevel};
 use super::walk::is_damage;
 use crate::parts::Parts;
 use crate::{Error, Result, layout};
@@ -30,6 +30,8 @@ pub(super) struct Listing {
     pub(super) packs: BTreeMap<PackName, u64>,
     /// Keys of the small objects, in order.
     small: Vec<Key>,
+    /// Names that are no keys of a repository; the first of them.
+    pub(super) foreign: Vec<String>,
 }
 
 /// Lists everything in `store`.
@@ -47,6 +49,8 @@ pub(super) async fn list(store: &dyn ObjectStore) -> Result<Listing> {
                 None => listing.small.push(entry.key.clone()),
             }
         }
+        let room = FOREIGN_MAX.saturating_sub(listing.foreign.len());
+        listing.foreign.extend(page.foreign.into_iter().take(room));
         after = page.entries.last().map(|entry| entry.key.clone());
         if !page.more {
             return Ok(listing);
@@ -117,9 +121,23 @@ pub(super) async fn check(
             Err(error) => return Err(error),
         }
     }
+    let format = layout::format();
+    if listing.small.binary_search(&format).is_err() {
+        note(
+            findings,
+            &**store,
+            format.as_str(),
+            "it is missing: without it nobody can open the repository".to_owned(),
+        );
+    }
     if !entries.is_empty() {
-        for (seq, what) in chain(&entries, state.floor(), state.seq(), state.tip()) {
-            note(findings, &**store, layout::log(seq).as_str(), what);
+        for (seq, broken) in chain(&entries, state.floor(), state.seq(), state.tip()) {
+            let key = layout::log(seq);
+            // A copy beside the packs follows its original by a moment.
+            if broken == Broken::Missing && store.head(&key).await.is_ok() {
+                continue;
+            }
+            note(findings, &**store, key.as_str(), broken.to_string());
         }
     }
     Ok(checked)
@@ -148,13 +166,31 @@ fn open(ring: &KeyRing, key: &Key, body: &Bytes) -> Result<Option<(EntryHash, En
     }
 }
 
+/// How a slot breaks the chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Broken {
+    Missing,
+    Order,
+    Tip,
+}
+
+impl std::fmt::Display for Broken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Broken::Missing => "it is missing",
+            Broken::Order => "it does not follow the entry before it; one of the two was replaced",
+            Broken::Tip => "it is another entry than the one that this host saw there",
+        })
+    }
+}
+
 /// Slots in which the chain is broken: missing ones, and ones that do not follow the one before.
 fn chain(
     entries: &BTreeMap<u64, Option<(EntryHash, EntryHash)>>,
     floor: u64,
     last: u64,
     tip: EntryHash,
-) -> Vec<(u64, String)> {
+) -> Vec<(u64, Broken)> {
     let mut broken = Vec::new();
     let mut before: Option<EntryHash> = None;
     // Below the floor, slots may be missing from the oldest on: truncation removes them in that order.
@@ -162,19 +198,16 @@ fn chain(
     for seq in first..=last {
         let here = entries.get(&seq).copied();
         match here {
-            None => broken.push((seq, "it is missing".to_owned())),
+            None => broken.push((seq, Broken::Missing)),
             Some(Some((prev, _))) if before.is_some_and(|before| before != prev) => {
-                broken.push((
-                    seq,
-                    "it does not follow the entry before it; one of the two was replaced".to_owned(),
-                ));
+                broken.push((seq, Broken::Order));
             }
             Some(_) => {}
         }
         before = here.flatten().map(|(_, own)| own);
     }
     if before.is_some_and(|own| own != tip) {
-        broken.push((last, "it is another entry than the one that this host saw there".to_owned()));
+        broken.push((last, Broken::Tip));
     }
     broken
 }

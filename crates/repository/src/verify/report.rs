@@ -12,6 +12,9 @@ pub const DAMAGE_MAX: usize = 1000;
 /// Most byte ranges that one report names per damaged disk; more are counted.
 pub const RANGES_MAX: usize = 1000;
 
+/// Most foreign names that one report repeats.
+pub const FOREIGN_MAX: usize = 100;
+
 /// How deep to look (FORMAT.md, "Verify, repair").
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -113,6 +116,8 @@ pub struct VerifyReport {
     pub damage: Vec<Damage>,
     /// Damaged objects beyond [`DAMAGE_MAX`].
     pub more_damage: u64,
+    /// Names in the stores that no repository uses; they are left alone.
+    pub foreign: Vec<String>,
     /// Which backups and disks it touches.
     pub touched: Vec<Touched>,
 }

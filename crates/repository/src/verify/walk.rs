@@ -147,7 +147,9 @@ pub(super) fn is_damage(error: &Error) -> bool {
         | Error::IndexRow { .. }
         | Error::TreeShape { .. } => true,
         Error::Damaged { source, .. } => source.is_corrupt(),
-        Error::Node { source, .. } | Error::Object { source, .. } => source.is_corrupt(),
+        Error::Node { source, .. } | Error::Object { source, .. } | Error::Format(source) => {
+            source.is_corrupt()
+        }
         Error::PackLost { source, .. } | Error::Store(source) => {
             matches!(source, aquifer_store::Error::NotFound { .. } | aquifer_store::Error::Range { .. })
         }
