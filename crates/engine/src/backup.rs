@@ -233,14 +233,28 @@ impl Job<'_> {
         };
         let freeze_ms = source.freeze_ms;
         let mut warnings = std::mem::take(&mut source.warnings);
-        warnings.extend(
-            self.close(
-                source,
-                if committed.is_ok() { "the backup is committed" } else { "the backup failed" },
-            )
-            .await,
-        );
-        Ok(Made { record, disks, committed: committed?, freeze_ms, warnings })
+        let outcome = if committed.is_ok() { "the backup is committed" } else { "the backup failed" };
+        warnings.extend(self.close(source, outcome).await);
+        let committed = committed?;
+        warnings.extend(self.prove().await);
+        Ok(Made { record, disks, committed, freeze_ms, warnings })
+    }
+
+    /// Checks the structure of what was just committed, as far as its parent does not have it already; says what is
+    /// wrong. The guest is free by now.
+    async fn prove(&self) -> Option<String> {
+        let warning = match Box::pin(self.context.repository.verify_commit(self.uuid)).await {
+            Ok(report) if report.is_clean() => return None,
+            Ok(report) => {
+                let first = report.damage.first().map(|damage| damage.what.as_str()).unwrap_or_default();
+                format!("the backup is committed, and damaged: {first}; run `aquifer verify {}`", self.uuid)
+            }
+            Err(error) => {
+                format!("the backup is committed, and its structure could not be verified: {error}")
+            }
+        };
+        self.context.events.warn(&warning);
+        Some(warning)
     }
 
     /// Closes the source; says what is left of it, if anything is.

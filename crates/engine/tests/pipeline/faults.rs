@@ -142,7 +142,7 @@ async fn a_sound_backup_verifies_at_every_depth() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_missing_pack_fails_the_restore_by_its_name_and_the_next_backup_heals_it() {
+async fn a_missing_pack_fails_the_restore_by_its_name() {
     let rig = Rig::new().await;
     let source = rig.path("source");
     image(&source, 1 << 20, &[(0, noise(6, 1 << 20))]);

@@ -3,8 +3,11 @@
 //! The servers are qemu-nbd and nbdkit with its filters; a missing one fails the test by the name of its
 //! Debian package.
 
+#![allow(clippy::unwrap_used, reason = "what a helper cannot do fails the test that asked for it")]
+
 mod backups;
 mod doctor;
+mod domains;
 mod faults;
 mod restores;
 mod rig;
