@@ -22,7 +22,7 @@ pub(crate) const REPOSITORY: &str = "0123456789abcdef0123456789abcdef";
 pub(crate) const OTHER_REPOSITORY: &str = "fedcba9876543210fedcba9876543210";
 pub(crate) const BACKUP: &str = "0190163d-8694-739b-aea5-966c26f8ad90";
 /// Long enough for a busy machine, short enough to fail.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A program of QEMU's, from `QEMU_PREFIX` or the machine.
 pub(crate) fn tool(name: &str) -> PathBuf {
@@ -70,15 +70,17 @@ pub(crate) struct Image {
     pub(crate) boot: bool,
 }
 
-/// Real mode: fill 32 KiB blocks of the first disk from sector 128 to 16 MiB by INT 13h, AH=43h, count up a word of
-/// the pattern, and begin again.
-const BOOT_SECTOR: [u8; 68] = [
-    0x31, 0xc0, 0x8e, 0xd8, 0x8e, 0xd0, 0xbc, 0x00, 0x7c, // segments and stack
-    0xbe, 0x34, 0x7c, 0xb8, 0x00, 0x43, 0xb2, 0x80, 0xcd, 0x13, // write the block
-    0x66, 0x83, 0x06, 0x3c, 0x7c, 0x40, // next block: 64 sectors on
-    0x66, 0x81, 0x3e, 0x3c, 0x7c, 0x00, 0x80, 0x00, 0x00, 0x72, 0xe5, // until sector 32768
-    0x66, 0xc7, 0x06, 0x3c, 0x7c, 0x80, 0x00, 0x00, 0x00, // back to sector 128
-    0xff, 0x06, 0x00, 0x80, 0xeb, 0xd6, 0x90, // count, again
+/// Real mode: fill 32 KiB blocks of the first disk from sector 128 to 16 MiB by INT 13h, AH=43h, each beginning with
+/// the number of the round; and again.
+const BOOT_SECTOR: [u8; 72] = [
+    0x31, 0xc0, 0x8e, 0xd8, 0x8e, 0xd0, // segments
+    0xff, 0x06, 0x00, 0x80, // first round
+    0xbc, 0x00, 0x7c, // stack
+    0xbe, 0x38, 0x7c, 0xb8, 0x00, 0x43, 0xb2, 0x80, 0xcd, 0x13, // write the block
+    0x66, 0x83, 0x06, 0x40, 0x7c, 0x40, // next block: 64 sectors on
+    0x66, 0x81, 0x3e, 0x40, 0x7c, 0x00, 0x80, 0x00, 0x00, 0x72, 0xe5, // until sector 32768
+    0x66, 0xc7, 0x06, 0x40, 0x7c, 0x80, 0x00, 0x00, 0x00, // back to sector 128
+    0xff, 0x06, 0x00, 0x80, 0xeb, 0xd6, 0x90, // next round
     0x10, 0x00, 0x40, 0x00, 0x00, 0x80, 0x00, 0x00, // disk address packet: 64 sectors from 0000:8000
     0x80, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, // to sector 128
 ];
@@ -283,19 +285,22 @@ impl Machine {
         self.test.execute(commands::QueryStatus(json!({}))).await.unwrap().status
     }
 
-    /// How often the writing guest has gone round: the last block of its disk begins with the count.
-    pub(crate) fn rounds(&self) -> u16 {
+    /// How far the writing guest is: every block that it writes adds one.
+    pub(crate) fn progress(&self) -> u64 {
         use std::os::unix::fs::FileExt;
-        let mut count = [0; 2];
         let disk = std::fs::File::open(self.path("n0.raw")).unwrap();
-        disk.read_exact_at(&mut count, 16 * MIB - (32 << 10)).unwrap();
-        u16::from_le_bytes(count)
+        let round = |block: u64| {
+            let mut round = [0; 2];
+            disk.read_exact_at(&mut round, block * (32 << 10)).unwrap();
+            u64::from(u16::from_le_bytes(round))
+        };
+        (2..512).map(round).sum()
     }
 
     /// Waits until the writing guest writes, and on from now.
     pub(crate) async fn writes_on(&self) {
-        let now = self.rounds();
-        eventually("the guest writes on", || async { self.rounds() != now }).await;
+        let now = self.progress();
+        eventually("the guest writes on", || async { self.progress() > now }).await;
     }
 
     /// Whether an NBD server runs: only then an export can be added.
@@ -322,11 +327,12 @@ impl Image {
         let path = path.display().to_string();
         run(tool("qemu-img"), &["create", "-q", "-f", self.format, &path, &self.bytes.to_string()]).await;
         if self.boot {
-            let mut disk = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
-            let mut sector = [0; 512];
-            sector[..BOOT_SECTOR.len()].copy_from_slice(&BOOT_SECTOR);
-            sector[510..].copy_from_slice(&[0x55, 0xaa]);
-            std::io::Write::write_all(&mut disk, &sector).unwrap();
+            // Data everywhere, because holes cost a scratch nothing; and no round yet.
+            let mut disk = vec![0xaa; self.bytes as usize];
+            disk.chunks_mut(32 << 10).for_each(|block| block[..2].fill(0));
+            disk[..BOOT_SECTOR.len()].copy_from_slice(&BOOT_SECTOR);
+            disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+            std::fs::write(&path, disk).unwrap();
         }
     }
 
