@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::Running;
 use crate::backup_disk::{Batch, DiskDone, DiskRead, Sealer, Shared, read_disk, request_bytes};
 use crate::buffers::Buffers;
 use crate::clock::new_uuid;
@@ -34,7 +35,11 @@ use crate::workers::Workers;
 /// # Errors
 /// Any failure, after the source was closed and the session ended; no backup exists then. `Cancelled` if the
 /// context's token was cancelled. `Conflict` if the uuid is taken.
-pub async fn backup(context: &JobContext, request: BackupRequest) -> Result<BackupOutcome> {
+pub fn backup(context: &JobContext, request: BackupRequest) -> Running<'_, Result<BackupOutcome>> {
+    Box::pin(run(context, request))
+}
+
+async fn run(context: &JobContext, request: BackupRequest) -> Result<BackupOutcome> {
     let started_ms = context.world.monotonic_ms();
     check_name("domain", &request.domain)?;
     request.source.check_names()?;

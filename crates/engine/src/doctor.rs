@@ -12,6 +12,7 @@ use aquifer_repository::World;
 use aquifer_repository::store::{ObjectStore, probe};
 use serde::Serialize;
 
+use crate::Running;
 use crate::error::{Error, Kind, Result};
 
 mod peer;
@@ -88,7 +89,11 @@ impl Finding {
 }
 
 /// Looks at everything that is asked for, one after the other.
-pub async fn doctor(request: &DoctorRequest) -> Vec<Finding> {
+pub fn doctor(request: &DoctorRequest) -> Running<'_, Vec<Finding>> {
+    Box::pin(run(request))
+}
+
+async fn run(request: &DoctorRequest) -> Vec<Finding> {
     let mut findings = vec![versions()];
     for (tool, package) in [("qemu-nbd", "qemu-utils"), ("qemu-img", "qemu-utils")] {
         findings.push(tool_version(tool, package).await);

@@ -11,6 +11,8 @@
 //! Invariants: the guest comes first (a job's end, whatever it is, closes its source); a backup that is
 //! reported is committed; wrong bytes are never written to a volume without an error.
 
+use std::pin::Pin;
+
 pub mod clock;
 pub mod error;
 pub mod plan;
@@ -57,10 +59,14 @@ pub use restore::restore;
 pub use settings::{JobContext, JobSettings};
 pub use verify::{UnreadableDisk, VerifyDepth, VerifyJob, VerifyOutcome, verify};
 
+/// A running job. It is boxed so that its code is generated once, here, and not again in every program and test
+/// that waits for it.
+pub type Running<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
 /// The guard process: waits for the death of the process that started it, then takes its QEMU session away.
 ///
 /// # Errors
 /// Those of QEMU, if something is left.
-pub async fn guard() -> Result<()> {
-    Ok(aquifer_qemu::guard::run().await?)
+pub fn guard() -> Running<'static, Result<()>> {
+    Box::pin(async { Ok(aquifer_qemu::guard::run().await?) })
 }

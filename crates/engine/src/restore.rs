@@ -12,6 +12,7 @@ use aquifer_repository::format::record::{DiskRecord, Record};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::Running;
 use crate::buffers::Buffers;
 use crate::error::{Error, Kind, Result};
 use crate::plan::Grid;
@@ -30,7 +31,11 @@ use crate::workers::Workers;
 /// `NotFound` for an unknown backup or disk; `Conflict` for a volume that holds data without
 /// `rewrite_existing`, or is in use; `Invalid` for one that does not fit; `Corrupt` if the repository is
 /// damaged where the disk needs it, or if the volume does not verify; `Cancelled`.
-pub async fn restore(context: &JobContext, request: RestoreRequest) -> Result<RestoreOutcome> {
+pub fn restore(context: &JobContext, request: RestoreRequest) -> Running<'_, Result<RestoreOutcome>> {
+    Box::pin(run(context, request))
+}
+
+async fn run(context: &JobContext, request: RestoreRequest) -> Result<RestoreOutcome> {
     let started_ms = context.world.monotonic_ms();
     let record = context.repository.record(request.backup).await?;
     let wanted = choose(&record, &request)?;

@@ -11,6 +11,7 @@ use serde::Serialize;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
+use crate::Running;
 use crate::error::{Error, Kind, Result};
 use crate::plan::Grid;
 use crate::progress::{Event, Meter};
@@ -79,7 +80,11 @@ pub struct UnreadableDisk {
 ///
 /// # Errors
 /// `NotFound` for an unknown backup; whatever keeps the verification from looking; `Cancelled`.
-pub async fn verify(context: &JobContext, job: VerifyJob) -> Result<VerifyOutcome> {
+pub fn verify(context: &JobContext, job: VerifyJob) -> Running<'_, Result<VerifyOutcome>> {
+    Box::pin(run(context, job))
+}
+
+async fn run(context: &JobContext, job: VerifyJob) -> Result<VerifyOutcome> {
     let started_ms = context.world.monotonic_ms();
     let level = match job.depth {
         VerifyDepth::Structure => VerifyLevel::Structure,
