@@ -126,17 +126,20 @@ impl Proxy {
     }
 }
 
+/// The commands that wait for their answer: id and number.
+type Asked = Arc<Mutex<Vec<(Value, usize)>>>;
+
 /// Forwards one client's session; ends when either side has hung up or what was held was dropped.
 fn serve(client: UnixStream, monitor: UnixStream, shared: &Arc<Shared>) -> io::Result<()> {
-    let answered = Arc::new(Mutex::new(None::<usize>));
+    let asked = Asked::default();
     let (from_monitor, to_client) = (monitor.try_clone()?, client.try_clone()?);
-    let (answers_shared, waiting) = (shared.clone(), answered.clone());
+    let (answers_shared, waiting) = (shared.clone(), asked.clone());
     let answers = thread::spawn(move || {
         let _ = forward_answers(&from_monitor, &to_client, &answers_shared, &waiting);
         let _ = to_client.shutdown(Shutdown::Both);
         let _ = from_monitor.shutdown(Shutdown::Both);
     });
-    let _ = forward_commands(&client, &monitor, shared, &answered);
+    let _ = forward_commands(&client, &monitor, shared, &asked);
     let _ = client.shutdown(Shutdown::Both);
     let _ = monitor.shutdown(Shutdown::Both);
     let _ = answers.join();
@@ -147,23 +150,21 @@ fn forward_commands(
     client: &UnixStream,
     mut monitor: &UnixStream,
     shared: &Shared,
-    answered: &Mutex<Option<usize>>,
+    asked: &Asked,
 ) -> io::Result<()> {
     for line in BufReader::new(client).lines() {
         let line = line?;
-        let name = serde_json::from_str::<Value>(&line)
-            .ok()
-            .and_then(|line| Some(line["execute"].as_str()?.to_owned()));
-        if let Some(name) = name {
+        let document: Value = serde_json::from_str(&line).unwrap_or_default();
+        if let Some(name) = document["execute"].as_str() {
             let number = {
                 let mut state = shared.state();
-                state.commands.push(name);
+                state.commands.push(name.to_owned());
                 state.commands.len() - 1
             };
             if !shared.pass(number, Side::Before) {
                 return Ok(());
             }
-            *answered.lock().unwrap_or_else(PoisonError::into_inner) = Some(number);
+            asked.lock().unwrap_or_else(PoisonError::into_inner).push((document["id"].clone(), number));
         }
         monitor.write_all(format!("{line}\n").as_bytes())?;
     }
@@ -174,19 +175,27 @@ fn forward_answers(
     monitor: &UnixStream,
     mut client: &UnixStream,
     shared: &Shared,
-    answered: &Mutex<Option<usize>>,
+    asked: &Asked,
 ) -> io::Result<()> {
     for line in BufReader::new(monitor).lines() {
         let line = line?;
-        let is_answer = line.contains("\"return\":") || line.contains("\"error\":");
-        let number =
-            is_answer.then(|| answered.lock().unwrap_or_else(PoisonError::into_inner).take()).flatten();
+        let number = answered(&line, asked);
         if number.is_some_and(|number| !shared.pass(number, Side::After)) {
             return Ok(());
         }
         client.write_all(format!("{line}\n").as_bytes())?;
     }
     Ok(())
+}
+
+/// The number of the command that a line of the monitor answers: of the oldest one with its id.
+fn answered(line: &str, asked: &Asked) -> Option<usize> {
+    let document: Value = serde_json::from_str(line).ok()?;
+    document.get("return").or(document.get("error"))?;
+    let id = document.get("id").cloned().unwrap_or_default();
+    let mut asked = asked.lock().unwrap_or_else(PoisonError::into_inner);
+    let at = asked.iter().position(|(asked, _)| *asked == id)?;
+    Some(asked.remove(at).1)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use aquifer_testkit::{Disk, Format, Server, check, process};
 use rustix::process::Signal;
 use serde_json::json;
@@ -91,9 +91,6 @@ fn each_of_several_backups_keeps_its_own_instant() -> Outcome {
     let third = rig.backup(&[])?;
     ensure!(third.done["parent"] == second.uuid.as_str(), "{}", third.done);
     ensure!(third.done["disks"][0]["mode"] == "rescan", "{}", third.done);
-    let stored =
-        |taken: &crate::rig::Taken| taken.done["disks"][0]["stored_bytes"].as_u64().unwrap_or_default();
-    ensure!(stored(&third) < stored(&first), "unchanged chunks were stored again");
 
     let uuids: Vec<_> = rig.aquifer.list()?.iter().map(|backup| backup["uuid"].clone()).collect();
     ensure!(uuids == [&third, &second, &first].map(|taken| json!(taken.uuid)), "{uuids:?}");
@@ -104,6 +101,20 @@ fn each_of_several_backups_keeps_its_own_instant() -> Outcome {
         rig.aquifer.run(&["verify", "--level", level])?.ok()?;
     }
     rig.ensure_clean()
+}
+
+#[test]
+#[ignore = "slow group backup_restore_qemu"]
+fn what_did_not_change_is_not_stored_again() -> Outcome {
+    let mut rig = Rig::start_raw()?;
+    rig.guest.pause()?;
+    let arguments = rig.backup_arguments(&[]);
+    rig.aquifer.run(&as_strs(&arguments))?.ok()?;
+    let again = rig.aquifer.run(&as_strs(&arguments))?.ok()?.event("done")?;
+    for disk in again["disks"].as_array().into_iter().flatten() {
+        ensure!(disk["new_bytes"] == 0 && disk["kept_bytes"].as_u64() > Some(1 << 20), "{disk}");
+    }
+    Ok(())
 }
 
 #[test]
@@ -135,7 +146,12 @@ fn a_restore_reaches_files_and_exports_and_rewrites_only_what_differs() -> Outco
 
     let (file, exported) = (rig.folder.path().join("rewritten.raw"), rig.folder.path().join("exported.raw"));
     fs::copy(&images[0], &file)?;
-    overwrite(&file, 1 << 20, &[0xa5; 8192])?;
+    // Two blocks of data beside each other get other data.
+    let content = fs::read(&file)?;
+    let blocks: Vec<_> = content.chunks(4096).collect();
+    let damaged = blocks.windows(2).position(|two| two[0][0] != 0 && two[1][0] != 0);
+    let damaged = damaged.context("no two blocks of data beside each other")? as u64 * 4096;
+    overwrite(&file, damaged, &[0xa5; 8192])?;
     Disk::create(rig.folder.path(), "exported", Format::Raw, DISK_BYTES)?;
     let server = Server::storage_daemon(rig.folder.path(), &exported)?;
     let (to_file, to_export) = (format!("vda=raw:{}", text(&file)), format!("vdb={}", server.uri("disk")));

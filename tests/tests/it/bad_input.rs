@@ -238,8 +238,9 @@ fn a_target_that_is_the_disk_of_the_running_guest() -> Outcome {
 fn a_backup_that_is_not_there() -> Outcome {
     let user = User::with_a_backup()?;
     let disk = format!("disk=raw:{}", text(&user.path("out.raw")));
-    for backup in ["latest:nobody", "01890000-0000-7000-8000-000000000000"] {
-        user.aquifer.run(&["restore", backup, "--disk", &disk])?.refused(4, "not_found", &[backup])?;
+    let unknown = "01890000-0000-7000-8000-000000000000";
+    for (backup, named) in [("latest:nobody", "nobody"), (unknown, unknown)] {
+        user.aquifer.run(&["restore", backup, "--disk", &disk])?.refused(4, "not_found", &[named])?;
     }
     ensure!(!user.path("out.raw").exists(), "a target was made for no backup");
     user.ensure_safe()

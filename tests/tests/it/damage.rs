@@ -11,8 +11,8 @@ use crate::bad_input::replace;
 use crate::rig::{sample, text};
 
 /// Exit codes that damage may end with: 8 Corrupt, 4 when what is missing hides the rest, 6 and 9 when the key slot or
-/// the first object is what is damaged.
-const HONEST_CODES: [i32; 4] = [8, 4, 6, 9];
+/// the first object is what is damaged, 3 when the store does not prove any more that it is the log's.
+const HONEST_CODES: [i32; 5] = [8, 4, 6, 9, 3];
 
 struct Damaged {
     folder: TempDir,

@@ -88,7 +88,7 @@ fn a_frozen_file_system_comes_back_clean_and_an_unfrozen_one_with_a_journal() ->
 fn an_agent_that_is_not_there_fails_a_backup_that_requires_it_and_only_warns_one_that_tries() -> Outcome {
     let mut files = Files::start()?;
     let absent = files.folder.path().join("absent.sock");
-    files.backup(&absent, "require")?.refused(7, "unavailable", &["agent", "absent.sock"])?;
+    files.backup(&absent, "require")?.refused(4, "not_found", &["agent", "absent.sock"])?;
     ensure!(
         files.guest.leftovers()?.is_empty() && files.aquifer.list()?.is_empty(),
         "the failed backup left something"
@@ -123,13 +123,13 @@ fn a_backup_killed_while_the_guest_is_frozen_does_not_leave_it_so() -> Outcome {
     process::send(running.process().pid()?, Signal::KILL)?;
     proxy.release();
     files.ensure_thawed()?;
-    process::wait_for("QEMU to be as it was", 20 * SECOND, || {
-        Ok(files.guest.leftovers()?.is_empty().then_some(()))
+    process::wait_for("QEMU and the scratch folder to be as they were", 20 * SECOND, || {
+        let files = fs::read_dir(files.folder.path())?.flatten();
+        let scratch =
+            files.filter(|entry| entry.file_name().to_string_lossy().starts_with("aquifer-")).count();
+        Ok((scratch == 0).then_some(()))
     })?;
-    let left: Vec<_> = fs::read_dir(files.folder.path())?.flatten().map(|entry| entry.file_name()).collect();
-    ensure!(
-        !left.iter().any(|name| name.to_string_lossy().starts_with("aquifer-")),
-        "a scratch file is left: {left:?}"
-    );
+    let left = files.guest.leftovers()?;
+    ensure!(left.is_empty(), "left behind: {left:?}");
     Ok(())
 }
