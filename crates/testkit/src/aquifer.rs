@@ -6,6 +6,8 @@
 
 use std::env;
 use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -31,15 +33,11 @@ impl Aquifer {
     /// A set-up in `folder`: an empty configuration, a password file, a state folder. The repository, `folder/repository`,
     /// is not there yet.
     pub fn new(folder: &Path) -> Result<Aquifer> {
-        let binary = match env::var_os("AQUIFER_BIN") {
-            Some(path) => PathBuf::from(path),
-            None => binary_folder()?.join("aquifer"),
-        };
-        ensure!(binary.exists(), "{} is not built: `cargo build --release --workspace`", binary.display());
-        let set_up = Aquifer { binary, folder: folder.to_owned(), runs: AtomicU32::new(0) };
+        let set_up =
+            Aquifer { binary: aquifer_binary()?, folder: folder.to_owned(), runs: AtomicU32::new(0) };
         fs::create_dir_all(folder.join("state"))?;
         fs::write(folder.join("aquifer.toml"), "")?;
-        fs::write(folder.join("password"), "correct horse battery staple\n")?;
+        write_password(&folder.join("password"))?;
         Ok(set_up)
     }
 
@@ -211,10 +209,22 @@ impl Ended {
     }
 }
 
-/// The folder that the build places binaries into: that of this executable, or the one above it for a test.
-pub fn binary_folder() -> Result<PathBuf> {
+/// Writes a password file that nobody else can read.
+pub fn write_password(path: &Path) -> Result<()> {
+    let mut file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
+    Ok(file.write_all(b"correct horse battery staple\n")?)
+}
+
+/// The binary: the one of `AQUIFER_BIN`, else the one built into the folder of this executable, or the folder above it
+/// for a test.
+pub fn aquifer_binary() -> Result<PathBuf> {
     let own = env::current_exe()?;
-    let folder = own.parent().context("the executable lies in no folder")?;
-    let folder = if folder.ends_with("deps") { folder.parent() } else { Some(folder) };
-    Ok(folder.context("the executable's folder has no parent")?.to_owned())
+    let beside =
+        own.ancestors().skip(1).find(|folder| !folder.ends_with("deps")).map(|folder| folder.join("aquifer"));
+    let binary = env::var_os("AQUIFER_BIN")
+        .map(PathBuf::from)
+        .or(beside)
+        .context("the executable lies in no folder")?;
+    ensure!(binary.exists(), "{} is not built: `make build` does it", binary.display());
+    Ok(binary)
 }

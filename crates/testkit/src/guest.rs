@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::disk::Disk;
 use crate::initramfs::Boot;
-use crate::process::{Daemon, wait_for};
+use crate::process::{Daemon, connect_to, wait_for};
 use crate::qmp::Qmp;
 use crate::tools;
 
@@ -72,11 +72,7 @@ impl Guest {
         }
         let mut qemu = Daemon::spawn(&command, &folder.join("qemu.log"), options.life)?;
         let own = folder.join("own.qmp");
-        wait_for("QEMU's monitor", Duration::from_secs(60), || {
-            qemu.ensure_running()?;
-            Ok(own.exists().then_some(()))
-        })?;
-        let qmp = Qmp::connect(&own)?;
+        let qmp = Qmp::over(connect_to(&mut qemu, &own)?)?;
         let disks = disks.iter().chain(&options.file_system).cloned().collect();
         let mut guest = Guest { qemu, qmp, folder: folder.to_owned(), disks };
         guest.wait_seq(options.first_write, BOOT_WITHIN)?;

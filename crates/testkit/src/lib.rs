@@ -19,7 +19,7 @@ mod proxy;
 mod qmp;
 mod server;
 
-pub use aquifer::{Aquifer, Ended, Running, binary_folder};
+pub use aquifer::{Aquifer, Ended, Running, aquifer_binary, write_password};
 pub use check::{Flaw, Moment, check};
 pub use disk::{Disk, Format};
 pub use guest::{Guest, GuestOptions};

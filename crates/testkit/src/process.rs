@@ -3,6 +3,8 @@
 //! The limit holds even when the test itself is killed: `timeout` runs outside of it.
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -13,6 +15,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 /// How often a condition is looked at that nothing announces.
 const POLL_EVERY: Duration = Duration::from_millis(10);
+/// From the start of a server to its first connection, on a machine that is busy with other tests.
+const LISTENING_WITHIN: Duration = Duration::from_secs(60);
 
 /// A process in the background, with everything it prints in one file.
 #[derive(Debug)]
@@ -157,6 +161,20 @@ pub fn wait_for<T>(
         }
         thread::sleep(POLL_EVERY);
     }
+}
+
+/// Connects to a unix socket as soon as a server listens there; fails as soon as that server has ended.
+pub(crate) fn connect_to(server: &mut Daemon, socket: &Path) -> Result<UnixStream> {
+    wait_for(&format!("a server at {}", socket.display()), LISTENING_WITHIN, || {
+        server.ensure_running()?;
+        match UnixStream::connect(socket) {
+            Ok(stream) => Ok(Some(stream)),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
+    })
 }
 
 fn status(ended: Option<ExitStatus>) -> String {

@@ -24,12 +24,17 @@ impl Qmp {
     /// Connects to the monitor's unix socket and takes it over.
     pub fn connect(socket: &Path) -> Result<Qmp> {
         let stream = UnixStream::connect(socket).with_context(|| format!("monitor {}", socket.display()))?;
+        Qmp::over(stream).with_context(|| format!("monitor {}", socket.display()))
+    }
+
+    /// Takes over the monitor at the other end of a connection.
+    pub(crate) fn over(stream: UnixStream) -> Result<Qmp> {
         stream.set_read_timeout(Some(ANSWER_WITHIN))?;
         stream.set_write_timeout(Some(ANSWER_WITHIN))?;
         let mut monitor = Qmp { stream: BufReader::new(stream) };
         let greeting = monitor.line().context("the monitor does not greet: it has a client already")?;
         if greeting.get("QMP").is_none() {
-            bail!("{} is no QMP monitor: {greeting}", socket.display());
+            bail!("this is no QMP monitor: {greeting}");
         }
         monitor.execute("qmp_capabilities", json!({}))?;
         Ok(monitor)

@@ -2,8 +2,6 @@
 //!
 //! Each listens on a unix socket in a folder of the test and ends with its [`Server`].
 
-use std::io;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -11,7 +9,7 @@ use std::time::Duration;
 use anyhow::Result;
 use serde_json::json;
 
-use crate::process::{Daemon, wait_for};
+use crate::process::{Daemon, connect_to};
 use crate::tools::tool;
 
 /// Hard limit of a server's life.
@@ -67,18 +65,7 @@ impl Server {
 
     fn start(command: &Command, socket: PathBuf) -> Result<Server> {
         let mut daemon = Daemon::spawn(command, &socket.with_extension("log"), LIFE)?;
-        wait_for("a server's socket", Duration::from_secs(30), || {
-            daemon.ensure_running()?;
-            match UnixStream::connect(&socket) {
-                Ok(_) => Ok(Some(())),
-                Err(error)
-                    if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
-                {
-                    Ok(None)
-                }
-                Err(error) => Err(error.into()),
-            }
-        })?;
+        connect_to(&mut daemon, &socket)?;
         Ok(Server { daemon, socket })
     }
 }

@@ -59,11 +59,7 @@ impl User {
 fn a_monitor_that_is_not_there() -> Outcome {
     let user = User::with_a_backup()?;
     let socket = user.path("no.qmp");
-    user.aquifer.run(&["backup", "vm", "--qmp", &address(&socket)])?.refused(
-        7,
-        "unavailable",
-        &["no.qmp"],
-    )?;
+    user.aquifer.run(&["backup", "vm", "--qmp", &address(&socket)])?.refused(4, "not_found", &["no.qmp"])?;
     user.ensure_safe()
 }
 

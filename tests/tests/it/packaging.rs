@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use aquifer_testkit::{TempDir, binary_folder, tempdir, tools};
+use aquifer_testkit::{TempDir, aquifer_binary, tempdir, tools};
 
 use crate::Outcome;
 
@@ -13,7 +13,7 @@ use crate::Outcome;
 fn installed() -> Result<TempDir> {
     let folder = tempdir()?;
     let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let binary = binary_folder()?.join("aquifer");
+    let binary = aquifer_binary()?;
     let mut make = Command::new(tools::tool("make")?);
     // A make that runs this test must not lend it its job server.
     make.env_remove("MAKEFLAGS").arg("-C").arg(&top).arg("install-files").arg("PREFIX=/usr");

@@ -10,11 +10,12 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use aquifer_testkit::{Disk, Format, Guest, GuestOptions, binary_folder, check, tempdir, tools};
+use aquifer_testkit::{
+    Disk, Format, Guest, GuestOptions, aquifer_binary, check, tempdir, tools, write_password,
+};
 
 const DISK_BYTES: u64 = 256 << 20;
 const WRITES_BEFORE: u64 = 1000;
-const PASSWORD: &str = "correct horse battery staple\n";
 
 fn main() -> ExitCode {
     match demo() {
@@ -45,8 +46,8 @@ fn demo() -> Result<()> {
     guest.wait_seq(WRITES_BEFORE, Duration::from_secs(120))?;
 
     say("an encrypted repository");
-    fs::write(at.join("password"), PASSWORD)?;
-    let shell = Shell { folder: at, binary: binary_folder()?.join("aquifer") };
+    write_password(&at.join("password"))?;
+    let shell = Shell { folder: at, binary: aquifer_binary()? };
     println!("$ cd {}", at.display());
     println!("$ export AQUIFER_PASSWORD_FILE=$PWD/password AQUIFER_STATE_DIR=$PWD/state");
     shell.run("repository init -r repository")?;
