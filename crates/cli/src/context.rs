@@ -86,7 +86,7 @@ impl Environment {
     pub(crate) fn default_config(&self) -> PathBuf {
         let own = self.config_home.clone().or_else(|| Some(self.home.as_ref()?.join(".config")));
         match own.map(|folder| folder.join("aquifer/aquifer.toml")) {
-            Some(file) if !self.root && file.exists() => file,
+            Some(file) if file.exists() => file,
             _ => PathBuf::from("/etc/aquifer/aquifer.toml"),
         }
     }

@@ -31,7 +31,9 @@ pub(crate) fn from_file(path: &Path) -> Result<Password> {
             ErrorKind::PermissionDenied => Kind::Denied,
             _ => Kind::Unavailable,
         };
-        Error::caused(kind, error).about(format_args!("password file {}", path.display()))
+        Error::caused(kind, error)
+            .about(format_args!("password file {}", path.display()))
+            .hint("name another one with --password-file FILE or AQUIFER_PASSWORD_FILE")
     };
     let file = File::open(path).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;

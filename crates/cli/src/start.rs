@@ -1,7 +1,7 @@
 //! From the words to the end: parse, make a runtime, run the command, report what went wrong.
 
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -106,6 +106,7 @@ fn log(verbose: u8, output: &Output) -> Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(LogWriter(output.bars().clone()))
+        .with_ansi(std::io::stderr().is_terminal())
         .with_target(verbose > 0)
         .without_time()
         .try_init()

@@ -231,7 +231,7 @@ fn as_strs(words: &[String]) -> Vec<&str> {
 #[test]
 fn a_new_repository_answers_every_question_about_itself() {
     let (aquifer, opened) = with_repository();
-    let ask = |words: &[&str]| aquifer.json(&[&as_strs(&opened), &["--json"], words].concat());
+    let ask = |words: &[&str]| aquifer.json(&[&as_strs(&opened)[..], &["--json"], words].concat());
     let info = ask(&["repository", "info"]);
     assert_eq!((&info["encrypted"], &info["chunk_bytes"]), (&true.into(), &(128 << 10).into()));
     assert_eq!(ask(&["list"]), serde_json::json!([]));
@@ -248,7 +248,7 @@ fn a_new_repository_answers_every_question_about_itself() {
 #[test]
 fn the_same_answers_are_texts_for_people() {
     let (aquifer, opened) = with_repository();
-    let ask = |words: &[&str]| aquifer.text(&[&as_strs(&opened), words].concat());
+    let ask = |words: &[&str]| aquifer.text(&[&as_strs(&opened)[..], words].concat());
     assert_eq!(ask(&["list"]), "no backups\n");
     assert!(ask(&["repository", "info"]).contains("\nencrypted:     yes\n"));
     assert!(ask(&["repository", "stats"]).starts_with("backups:"));

@@ -209,9 +209,6 @@ impl Report for BackupOutcome {
                 text += &format!("{}: {reason}\n", disk.name);
             }
         }
-        for warning in &self.warnings {
-            text += &format!("warning: {warning}\n");
-        }
         let frozen = self.freeze_ms.map_or(String::new(), |ms| format!(", guest frozen for {ms} ms"));
         let parent = self.parent.map_or(String::new(), |parent| format!(" against {parent}"));
         text + &format!(

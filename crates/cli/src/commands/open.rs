@@ -5,7 +5,7 @@ use std::sync::Arc;
 use aquifer_engine::clock::System;
 use aquifer_engine::repository::store::{self, Local, ObjectStore};
 use aquifer_engine::repository::{self, Access, OpenOptions, Repository, Secret, Settings, Stores};
-use aquifer_engine::{JobContext, JobSettings, Kind, Result};
+use aquifer_engine::{Error, JobContext, JobSettings, Kind, Result};
 
 use crate::context::{Chosen, Context};
 use crate::location::StoreUrl;
@@ -71,24 +71,23 @@ async fn open(context: &Context, access: Access) -> Result<Arc<Repository>> {
 /// # Errors
 /// As [`reader`] and [`writer`].
 pub(crate) async fn chosen(context: &Context, chosen: &Chosen, access: Access) -> Result<Arc<Repository>> {
-    let opened = Repository::open(OpenOptions {
-        stores: stores(chosen, existing)?,
-        world: Arc::new(System::new()),
-        state_dir: Some(context.state_dir()?),
-        secret: secret(chosen)?,
-        access,
-        settings: settings(context),
-    });
-    opened.await.map_err(|error| {
-        let error = aquifer_engine::Error::from(error);
-        match error.kind() {
-            Kind::NotFound => error.hint_or(format!(
-                "aquifer -r {} repository init makes one; configured repositories: {}",
-                chosen.name,
-                context.config.repository_names()
-            )),
-            _ => error,
-        }
+    let (secret, state_dir) = (secret(chosen)?, Some(context.state_dir()?));
+    let opened = async {
+        let (stores, world) = (stores(chosen, existing)?, Arc::new(System::new()));
+        let settings = settings(context);
+        let options = OpenOptions { stores, world, state_dir, secret, access, settings };
+        Ok(Repository::open(options).await?)
+    };
+    opened.await.map_err(|error: Error| match error.kind() {
+        Kind::NotFound => error.hint_or(format!(
+            "`aquifer -r {} repository init` makes one; configured repositories: {}",
+            chosen.name,
+            context.config.repository_names()
+        )),
+        Kind::Denied => error.hint_or(
+            "the password comes from --password-file FILE, AQUIFER_PASSWORD_FILE or the configuration",
+        ),
+        _ => error,
     })
 }
 
