@@ -57,7 +57,7 @@ unit:
 slow: $(GROUPS:%=slow-%)
 
 $(GROUPS:%=slow-%): slow-%: unit
-	@echo "== slow group $*"
+	@echo "== slow group $* ($$($${AQUIFER_QEMU_PREFIX:+$$AQUIFER_QEMU_PREFIX/usr/bin/}qemu-system-x86_64 --version | head -n 1))"
 	timeout $(GROUP_TIMEOUT) $(CARGO) test --release --locked --workspace --test it -- \
 	    --ignored --test-threads=$(TEST_THREADS) $*::
 

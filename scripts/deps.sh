@@ -36,6 +36,10 @@ missing_line() {
     missing | tr ' ' '\n' | sort -u | tr '\n' ' ' | sed 's/ $//'
 }
 
+apt_install() {
+    apt-get -qq -y install --no-install-recommends "$@" >/dev/null
+}
+
 # Twice at most: installing Debian's qemu-system-x86 removes a newer qemu-utils, which is then missing in its turn.
 install_missing() {
     export DEBIAN_FRONTEND=noninteractive
@@ -46,8 +50,13 @@ install_missing() {
         [ -n "$packages" ] || return 0
         echo "deps: installing $packages ($attempt pass)"
         before=$(for name in $services; do [ ! -e "/lib/systemd/system/$name.service" ] || printf "%s " "$name"; done)
+        # Where a newer qemu-utils comes from a backports suite that apt still knows, only that suite's others fit to it.
         # shellcheck disable=SC2086 # a list of packages
-        apt-get -qq -y install --no-install-recommends $packages >/dev/null
+        if ! apt_install $packages; then
+            suite=$(. /etc/os-release && echo "$VERSION_CODENAME")-backports
+            echo "deps: they do not fit to what is installed; trying those of $suite"
+            apt_install -t "$suite" $packages
+        fi
         for name in $services; do
             case " $before " in *"$name"*) continue ;; esac
             [ -d /run/systemd/system ] && [ -e "/lib/systemd/system/$name.service" ] || continue
