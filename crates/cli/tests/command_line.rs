@@ -1,5 +1,7 @@
 //! The built binary from the outside: exit codes, texts and documents of everything that needs no hypervisor.
 
+#![expect(clippy::unwrap_used, reason = "a failed step of a test is the failure of the test")]
+
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
