@@ -185,20 +185,15 @@ impl Core {
     }
 
     fn stats(&self) -> Result<IndexStats> {
-        let property = |name: &str| -> Result<u64> {
-            let mut sum = 0;
-            for family in [CHUNKS, PACKS] {
-                let value = self.db.property_int_value_cf(self.family(family)?, name);
-                sum += value.map_err(|source| self.failed(source))?.unwrap_or_default();
-            }
-            Ok(sum)
+        let property = |family: &str, name: &str| -> Result<u64> {
+            let value = self.db.property_int_value_cf(self.family(family)?, name);
+            Ok(value.map_err(|source| self.failed(source))?.unwrap_or_default())
         };
-        let packs = self.names.read().count();
-        let keys = property("rocksdb.estimate-num-keys")?;
+        const SIZE: &str = "rocksdb.total-sst-files-size";
         Ok(IndexStats {
-            chunks: keys.saturating_sub(packs),
-            packs,
-            disk_bytes: property("rocksdb.total-sst-files-size")?,
+            chunks: property(CHUNKS, "rocksdb.estimate-num-keys")?,
+            packs: self.names.read().count(),
+            disk_bytes: property(CHUNKS, SIZE)?.saturating_add(property(PACKS, SIZE)?),
         })
     }
 }

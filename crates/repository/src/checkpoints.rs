@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use aquifer_format::log::{State, decode_checkpoint, encode_checkpoint, entry_hash};
 use aquifer_format::{EntryHash, RepositoryConfig};
-use aquifer_store::{Bytes, GetRange, Key, ObjectStore};
+use aquifer_store::{Bytes, Created, GetRange, Key, ObjectStore};
 
 use crate::log::{Log, optional, slot};
 use crate::state_dir::Seen;
@@ -87,17 +87,21 @@ impl Log {
     }
 
     async fn checkpoint(&self, since: &mut Since, state: &Arc<State>) -> Result<()> {
-        let object = Bytes::from(encode_checkpoint(&self.parts.ring, random(self.parts.world.as_ref()), state)?);
+        let object =
+            Bytes::from(encode_checkpoint(&self.parts.ring, random(self.parts.world.as_ref()), state)?);
         let replaced = since.average().saturating_mul(state.seq() - since.checkpoint);
         if u64::try_from(object.len()).unwrap_or(u64::MAX) > replaced {
             // It outweighs the entries that it would replace: wait until it does not.
             return Ok(());
         }
         let key = layout::checkpoint(state.seq());
-        // Another writer's checkpoint of this entry says the same.
-        self.parts.store.create(&key, object.clone()).await?;
+        let created = self.parts.store.create(&key, object.clone()).await?;
         since.checkpoint = state.seq();
-        self.copy_beside_packs(since, key, object).await
+        match created {
+            Created::Won => self.copy_beside_packs(since, key, object).await,
+            // Another writer's checkpoint of this entry says the same, and copying it is that writer's business.
+            Created::Exists => Ok(()),
+        }
     }
 
     /// Finds a state to start from, replays to the tip, and holds the result against what this host saw before (P7).
@@ -144,7 +148,8 @@ impl Log {
         let (mut listed, mut last) = (Vec::new(), None);
         loop {
             let page = self.parts.store.list(layout::CHECKPOINTS, last.as_ref()).await?;
-            let numbers = page.entries.iter().map(|entry| u64::from_str_radix(layout::last_part(&entry.key), 16));
+            let numbers =
+                page.entries.iter().map(|entry| u64::from_str_radix(layout::last_part(&entry.key), 16));
             listed.extend(numbers.flatten());
             match page.entries.into_iter().next_back() {
                 Some(entry) if page.more => last = Some(entry.key),

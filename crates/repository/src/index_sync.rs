@@ -94,7 +94,7 @@ impl Follower {
     }
 
     /// Reads everything again, from the packs alone.
-    pub(crate) async fn from_packs(&self, state: &State, report: Report<'_>) -> Result<()> {
+    pub(crate) async fn read_packs_anew(&self, state: &State, report: Report<'_>) -> Result<()> {
         let _turn = self.turn.lock().await;
         self.reset().await?;
         self.tables().add_missing(report).await?;
@@ -102,7 +102,7 @@ impl Follower {
     }
 
     /// Reads everything again, from the segments.
-    pub(crate) async fn from_segments(&self, state: &State, report: Report<'_>) -> Result<()> {
+    pub(crate) async fn read_segments_anew(&self, state: &State, report: Report<'_>) -> Result<()> {
         {
             let _turn = self.turn.lock().await;
             self.reset().await?;
@@ -137,6 +137,9 @@ impl Follower {
     async fn trusted_position(&self, state: &State) -> Result<Option<u64>> {
         let reason = match self.index.position() {
             Ok(None) => return Ok(None),
+            Ok(Some(position)) if position.seq < state.reaped_dropped() => {
+                "packs that were removed since are not told any more".to_owned()
+            }
             Ok(Some(position)) if self.is_of(&position, state).await? => return Ok(Some(position.seq)),
             Ok(Some(_)) => "it reflects another log".to_owned(),
             Err(error) if error.needs_rebuild() => error.to_string(),

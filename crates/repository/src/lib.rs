@@ -80,8 +80,8 @@ pub use settings::Settings;
 pub use stats::RepositoryStats;
 pub use trees::{BuiltTree, LEAF_CHUNKS, TreeBuilder, TreeReader, TreeSpec};
 pub use verify::{
-    DAMAGE_MAX, Damage, DamagedObject, FOREIGN_MAX, RANGES_MAX, Touched, VerifyLevel, VerifyProgress, VerifyReport,
-    VerifyRequest,
+    DAMAGE_MAX, Damage, DamagedObject, FOREIGN_MAX, RANGES_MAX, Touched, VerifyLevel, VerifyProgress,
+    VerifyReport, VerifyRequest,
 };
 pub use world::World;
 pub use writer::{ChunkWriter, PlainChunk, Stored};

@@ -104,7 +104,10 @@ impl Log {
         if let Some(local) = &self.parts.local
             && self.seen.load(Ordering::Relaxed) != state.seq()
         {
-            local.set_seen(Seen { seq: state.seq(), hash: state.tip() })?;
+            // Another process of this host may have seen more.
+            if local.seen()?.is_none_or(|seen| seen.seq <= state.seq()) {
+                local.set_seen(Seen { seq: state.seq(), hash: state.tip() })?;
+            }
             self.seen.store(state.seq(), Ordering::Relaxed);
         }
         Ok(())

@@ -39,7 +39,8 @@ pub struct OpenOptions {
     /// Clock and randomness.
     pub world: Arc<dyn World>,
     /// The state folder of this host; a folder of the repository's id is made in it. Without one the index is in
-    /// memory, nothing is remembered between runs, and a rollback of the store cannot be noticed.
+    /// memory, nothing is remembered between runs: a rollback of the store cannot be noticed, and sessions of a
+    /// process that died wait for a collection of any host to end them.
     pub state_dir: Option<PathBuf>,
     /// Opens a key slot; `None` for a plain repository.
     pub secret: Option<Secret>,

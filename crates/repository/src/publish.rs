@@ -46,10 +46,12 @@ impl BackupSession {
     pub(crate) async fn publication(&self, publisher: &mut Publisher) -> Result<Vec<Body>> {
         publisher.waiting.extend(self.plane.take_stored());
         while let Some(group) = publisher.next_group() {
-            let name = self.store_segment(publisher.next, group.clone()).await?;
-            publisher.next =
-                publisher.next.checked_add(1).ok_or(Error::SessionFull { session: self.id() })?;
-            publisher.covered += group.len();
+            let number = publisher.next;
+            // Used up even if the store fails: the put may arrive later, and no name is ever written twice.
+            publisher.next = number.checked_add(1).ok_or(Error::SessionFull { session: self.id() })?;
+            let count = group.len();
+            let name = self.store_segment(number, group).await?;
+            publisher.covered += count;
             publisher.segments.push(name);
         }
         let (session, segments) = (self.id(), publisher.segments.clone());

@@ -19,11 +19,11 @@ pub struct ReadSession {
 }
 
 impl Repository {
-    /// Opens a session that pins `pins`. Where the log store denies writing it returns a session without a pin and
+    /// Opens a session that pins `pins`, and lets the index follow to where they can be read. Where the log store denies writing it returns a session without a pin and
     /// warns.
     ///
     /// # Errors
-    /// [`Error::UnknownBackup`] when a pin is not a backup; those of the log.
+    /// [`Error::UnknownBackup`] when a pin is not a backup; those of the log and of the index.
     pub async fn begin_read(self: &Arc<Self>, kind: SessionKind, pins: Vec<Uuid>) -> Result<ReadSession> {
         let backup = pins.first().copied();
         let domain = backup
@@ -41,7 +41,13 @@ impl Repository {
             }
             Err(other) => return Err(other),
         };
-        Ok(ReadSession { repository: Arc::clone(self), presence })
+        let session = ReadSession { repository: Arc::clone(self), presence };
+        // What is pinned may be newer than the index was.
+        if let Err(error) = self.follower.follow(&self.state()).await {
+            session.close().await?;
+            return Err(error);
+        }
+        Ok(session)
     }
 }
 

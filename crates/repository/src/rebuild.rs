@@ -47,8 +47,8 @@ impl Repository {
     ) -> Result<()> {
         let state = self.log.replay().await?;
         match from {
-            RebuildFrom::Segments => self.follower.from_segments(&state, report).await,
-            RebuildFrom::Packs => self.follower.from_packs(&state, report).await,
+            RebuildFrom::Segments => self.follower.read_segments_anew(&state, report).await,
+            RebuildFrom::Packs => self.follower.read_packs_anew(&state, report).await,
         }
     }
 }

@@ -3,12 +3,13 @@
 //! [`Rig::backup`] does with a disk in memory what a backup job does with an export, and [`Rig::read`] what a
 //! restore does, so a test compares whole disks.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use aquifer_format::log::{BlobPlace, KeyChange, Role};
+use aquifer_format::record::{DiskRecord, DomainRecord, Mode, QuiesceRecord, RECORD_VERSION, Record};
 use aquifer_format::{
     Body, Entry, EntryHash, EntryNonce, EpochId, KeyRing, MasterKey, PackName, RepositoryConfig,
     RepositoryId, SessionId, State, StoreId, WriterId,
@@ -22,7 +23,7 @@ use crate::plane::{BoxFuture, Plane, Progress};
 use crate::reader::{ChunkOpener, blob_bytes, plan_fetches};
 use crate::trees::{BuiltTree, LEAF_CHUNKS, TreeBuilder, TreeReader, TreeSpec};
 use crate::writer::{ChunkWriter, PlainChunk, Stored};
-use crate::{Error, Result, Settings, World, layout};
+use crate::{BeginBackup, Error, Result, Settings, World, layout};
 
 /// A clock that stands still until told otherwise, and a counter for randomness.
 #[derive(Debug, Default)]
@@ -149,29 +150,7 @@ impl Rig {
 
     /// Reads a whole disk back.
     pub(crate) async fn read(&self, tree: TreeSpec) -> Result<Vec<u8>> {
-        let chunk_bytes = self.parts.chunk_bytes as usize;
-        let mut disk = vec![0; usize::try_from(tree.size_bytes).unwrap()];
-        let mut reader = TreeReader::over(&self.parts, tree);
-        let mut opener = ChunkOpener::new(&self.parts.ring)?;
-        let mut from = 0;
-        while let Some((leaf, node)) = reader.next_leaf(from).await? {
-            from = leaf + 1;
-            let (slots, ids): (Vec<u8>, Vec<_>) = node.iter().unzip();
-            let wanted = self.parts.locate(&ids)?;
-            for fetch in plan_fetches(&wanted, 4096, 64 << 10) {
-                let body =
-                    self.parts.fetch(&fetch.pack, u64::from(fetch.offset), u64::from(fetch.bytes)).await?;
-                for item in fetch.items {
-                    let place = &wanted[item.wanted];
-                    let chunk = leaf * LEAF_CHUNKS + u64::from(slots[item.wanted]);
-                    let at = usize::try_from(chunk).unwrap() * chunk_bytes;
-                    let end = disk.len().min(at + chunk_bytes);
-                    let mut blob = body[item.at as usize..][..blob_bytes(place) as usize].to_vec();
-                    opener.open(place, &mut blob, &mut disk[at..end])?;
-                }
-            }
-        }
-        Ok(disk)
+        read_disk(&self.parts, tree).await
     }
 
     /// Quarantines packs, as a log entry would.
@@ -235,6 +214,72 @@ impl Backup {
     }
 }
 
+/// Reads a whole disk back.
+pub(crate) async fn read_disk(parts: &Parts, tree: TreeSpec) -> Result<Vec<u8>> {
+    let chunk_bytes = parts.chunk_bytes as usize;
+    let mut disk = vec![0; usize::try_from(tree.size_bytes).unwrap()];
+    let mut reader = TreeReader::over(parts, tree);
+    let mut opener = ChunkOpener::new(&parts.ring)?;
+    let mut from = 0;
+    while let Some((leaf, node)) = reader.next_leaf(from).await? {
+        from = leaf + 1;
+        let (slots, ids): (Vec<u8>, Vec<_>) = node.iter().unzip();
+        let wanted = parts.locate(&ids)?;
+        for fetch in plan_fetches(&wanted, 4096, 64 << 10) {
+            let body = parts.fetch(&fetch.pack, u64::from(fetch.offset), u64::from(fetch.bytes)).await?;
+            for item in fetch.items {
+                let place = &wanted[item.wanted];
+                let chunk = leaf * LEAF_CHUNKS + u64::from(slots[item.wanted]);
+                let at = usize::try_from(chunk).unwrap() * chunk_bytes;
+                let end = disk.len().min(at + chunk_bytes);
+                let mut blob = body[item.at as usize..][..blob_bytes(place) as usize].to_vec();
+                opener.open(place, &mut blob, &mut disk[at..end])?;
+            }
+        }
+    }
+    Ok(disk)
+}
+
+/// Stores `disk` through a session's data plane: all of it, or, over `base`, the chunks in `dirty`.
+pub(crate) async fn store_disk(
+    plane: &Arc<Plane>,
+    disk: &[u8],
+    base: TreeSpec,
+    dirty: Option<&BTreeSet<u64>>,
+) -> Result<Backup> {
+    let size_bytes = disk.len() as u64;
+    let chunk_bytes = u64::from(plane.parts().chunk_bytes);
+    let mut builder = TreeBuilder::over(plane, base, size_bytes);
+    let mut parent = TreeReader::over(plane.parts(), base);
+    let chunks = size_bytes.div_ceil(chunk_bytes);
+    let mut read: BTreeSet<u64> = dirty.map_or_else(|| (0..chunks).collect(), Clone::clone);
+    read.extend(builder.stale_chunks());
+    let leaves: BTreeSet<u64> = read.iter().map(|chunk| chunk / LEAF_CHUNKS).collect();
+    let mut writer = ChunkWriter::new(Arc::clone(plane));
+    let (mut all, mut out) = (Vec::new(), Vec::new());
+    for leaf in leaves {
+        let mut node = builder.leaf(leaf).await?;
+        let before = parent.leaf(leaf).await?;
+        let here: Vec<u64> = read.range(leaf * LEAF_CHUNKS..(leaf + 1) * LEAF_CHUNKS).copied().collect();
+        let batch: Vec<PlainChunk<'_>> = here
+            .iter()
+            .map(|chunk| PlainChunk {
+                bytes: &disk[bytes_of(*chunk, chunk_bytes, size_bytes)],
+                parent: before.get(slot(*chunk)),
+            })
+            .collect();
+        tokio::task::block_in_place(|| writer.store(&batch, &mut out))?;
+        for (chunk, stored) in here.iter().zip(&out) {
+            node.set(slot(*chunk), stored.id());
+        }
+        all.append(&mut out);
+        builder.set_leaf(leaf, node).await?;
+    }
+    tokio::task::block_in_place(|| writer.finish())?;
+    let built = builder.finish().await?;
+    Ok(Backup { tree: TreeSpec { root: built.root, size_bytes }, built, stored: all })
+}
+
 impl Session {
     /// See [`Rig::backup`]; does not publish.
     pub(crate) async fn backup(
@@ -243,37 +288,7 @@ impl Session {
         base: TreeSpec,
         dirty: Option<&BTreeSet<u64>>,
     ) -> Result<Backup> {
-        let size_bytes = disk.len() as u64;
-        let chunk_bytes = u64::from(self.plane.parts().chunk_bytes);
-        let mut builder = TreeBuilder::over(&self.plane, base, size_bytes);
-        let mut parent = TreeReader::over(self.plane.parts(), base);
-        let chunks = size_bytes.div_ceil(chunk_bytes);
-        let mut read: BTreeSet<u64> = dirty.map_or_else(|| (0..chunks).collect(), Clone::clone);
-        read.extend(builder.stale_chunks());
-        let leaves: BTreeSet<u64> = read.iter().map(|chunk| chunk / LEAF_CHUNKS).collect();
-        let mut writer = ChunkWriter::new(Arc::clone(&self.plane));
-        let (mut all, mut out) = (Vec::new(), Vec::new());
-        for leaf in leaves {
-            let mut node = builder.leaf(leaf).await?;
-            let before = parent.leaf(leaf).await?;
-            let here: Vec<u64> = read.range(leaf * LEAF_CHUNKS..(leaf + 1) * LEAF_CHUNKS).copied().collect();
-            let batch: Vec<PlainChunk<'_>> = here
-                .iter()
-                .map(|chunk| PlainChunk {
-                    bytes: &disk[bytes_of(*chunk, chunk_bytes, size_bytes)],
-                    parent: before.get(slot(*chunk)),
-                })
-                .collect();
-            tokio::task::block_in_place(|| writer.store(&batch, &mut out))?;
-            for (chunk, stored) in here.iter().zip(&out) {
-                node.set(slot(*chunk), stored.id());
-            }
-            all.append(&mut out);
-            builder.set_leaf(leaf, node).await?;
-        }
-        tokio::task::block_in_place(|| writer.finish())?;
-        let built = builder.finish().await?;
-        Ok(Backup { tree: TreeSpec { root: built.root, size_bytes }, built, stored: all })
+        store_disk(&self.plane, disk, base, dirty).await
     }
 
     /// Flushes and publishes what is stored.
@@ -290,6 +305,39 @@ fn slot(chunk: u64) -> u8 {
 fn bytes_of(chunk: u64, chunk_bytes: u64, size_bytes: u64) -> Range<usize> {
     let end = size_bytes.min((chunk + 1) * chunk_bytes);
     usize::try_from(chunk * chunk_bytes).unwrap()..usize::try_from(end).unwrap()
+}
+
+/// The record of a backup of one disk.
+pub(crate) fn record_of(begun: &BeginBackup, tree: TreeSpec) -> Record {
+    let disk = DiskRecord {
+        name: "vda".to_owned(),
+        node: "disk0".to_owned(),
+        size_bytes: tree.size_bytes,
+        logical_block_bytes: 512,
+        physical_block_bytes: 512,
+        root: tree.root,
+        bitmap: None,
+        mode: Mode::Full,
+        reason: None,
+        read_bytes: tree.size_bytes,
+        new_bytes: 0,
+        dedup_bytes: 0,
+        zero_bytes: 0,
+        stored_bytes: 0,
+    };
+    Record {
+        version: RECORD_VERSION,
+        backup: begun.backup,
+        parent: begun.parent,
+        domain: DomainRecord { uuid: None, name: begun.domain.clone(), host: "here".to_owned() },
+        created_ms: 1,
+        description: String::new(),
+        disks: vec![disk],
+        definition: None,
+        quiesce: QuiesceRecord::default(),
+        tool: "test".to_owned(),
+        labels: BTreeMap::new(),
+    }
 }
 
 /// Bytes that are the same for the same seed and do not compress.

@@ -167,7 +167,6 @@ impl BackupSession {
         let summary = record.summary();
         let blob = self.store_meta(BlobKind::Record, &record.encode()?).await?;
         self.plane.flush().await?;
-        let mut publisher = self.publisher.lock().await;
         let mut healed = HashSet::new();
         for _ in 0..COMMIT_TRIES {
             let state = self.repository.log.replay().await?;
@@ -177,6 +176,8 @@ impl BackupSession {
                 // That took time: others may have condemned more meanwhile.
                 continue;
             }
+            // Not before: healing stores packs, and their uploaders may want to publish.
+            let mut publisher = self.publisher.lock().await;
             let mut bodies = self.publication(&mut publisher).await?;
             let session = self.id();
             bodies.push(Body::Commit { session, summary: summary.clone(), record: blob });

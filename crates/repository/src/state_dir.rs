@@ -10,6 +10,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use aquifer_format::id::{EntryHash, RepositoryId};
 use aquifer_format::keys::{KeyRing, Signer};
@@ -140,8 +141,10 @@ impl StateDir {
 
     /// Replaces a file whole; only its owner may read it.
     pub(crate) fn replace(&self, path: &Path, bytes: &[u8]) -> Result<()> {
-        // The process id keeps two processes from writing one temporary file.
-        let temporary = path.with_extension(format!("new-{}", std::process::id()));
+        // No two writers of one temporary file, of this process or of others.
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let temporary = path.with_extension(format!("new-{}-{number}", std::process::id()));
         let write = || -> io::Result<()> {
             let options = File::options().write(true).create(true).truncate(true).mode(0o600).clone();
             let mut file = options.open(&temporary)?;

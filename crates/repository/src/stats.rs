@@ -26,7 +26,7 @@ pub struct RepositoryStats {
     pub meta_bytes: u64,
     /// Packs that wait to be removed.
     pub condemned_packs: u64,
-    /// Distinct chunks, as the index estimates.
+    /// Chunks, tree nodes and records in packs that are in use; one that is stored twice counts twice.
     pub chunks: u64,
     /// Bytes of the index on this host's disk.
     pub index_bytes: u64,
@@ -57,7 +57,6 @@ impl Repository {
             domains: count(domains.len()),
             logical_bytes: disks.fold(0, |sum, disk| sum.saturating_add(disk.size_bytes)),
             condemned_packs: count(state.condemned().len()),
-            chunks: index.chunks,
             index_bytes: index.disk_bytes,
             segments: count(state.segments().len()),
             log_entries: state.seq(),
@@ -67,6 +66,7 @@ impl Repository {
         for pack in self.parts.index.packs()?.iter().filter(|pack| state.is_live(&pack.pack)) {
             stats.packs += 1;
             stats.pack_bytes += pack.bytes;
+            stats.chunks += u64::from(pack.rows);
             if pack.kind == PackKind::Meta {
                 stats.meta_bytes += pack.bytes;
             }
