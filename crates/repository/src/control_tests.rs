@@ -5,6 +5,7 @@
 
 mod crash;
 mod faults;
+mod histories;
 mod index;
 mod keys;
 mod log;

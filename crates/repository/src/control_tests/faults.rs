@@ -23,6 +23,8 @@ pub(super) enum Fault {
     Twice(u64),
     /// This write finds no space.
     Full(u64),
+    /// This write is answered as done, and never takes effect.
+    Pretend(u64),
 }
 
 /// Calls between the lost answer of a late write and its effect.
@@ -48,6 +50,7 @@ enum Fate {
     RefuseAndDoLater,
     DoAndAgainLater,
     NoSpace,
+    Pretend,
 }
 
 impl Faulty {
@@ -116,6 +119,7 @@ impl Faulty {
             Fault::Late(at) if now == at && write => Fate::RefuseAndDoLater,
             Fault::Twice(at) if now == at && write => Fate::DoAndAgainLater,
             Fault::Full(at) if now == at && write => Fate::NoSpace,
+            Fault::Pretend(at) if now == at && write => Fate::Pretend,
             _ => Fate::Do,
         }
     }
@@ -142,6 +146,7 @@ impl Faulty {
         name: &'static str,
         key: &Key,
         later: Option<Write>,
+        pretended: T,
         write: impl Future<Output = Result<T>>,
     ) -> Result<T> {
         let push = |write: Option<Write>| {
@@ -164,6 +169,7 @@ impl Faulty {
                 write.await
             }
             Fate::NoSpace => Err(Error::NoSpace { store: self.describe(), key: key.to_string() }),
+            Fate::Pretend => Ok(pretended),
         }
     }
 }
@@ -171,12 +177,12 @@ impl Faulty {
 impl ObjectStore for Faulty {
     fn put<'a>(&'a self, key: &'a Key, bytes: Bytes) -> BoxFuture<'a, Result<()>> {
         let later = Some((key.clone(), bytes.clone(), false));
-        Box::pin(self.write("put", key, later, self.put_watched(key, bytes)))
+        Box::pin(self.write("put", key, later, (), self.put_watched(key, bytes)))
     }
 
     fn create<'a>(&'a self, key: &'a Key, bytes: Bytes) -> BoxFuture<'a, Result<Created>> {
         let later = Some((key.clone(), bytes.clone(), true));
-        Box::pin(self.write("create", key, later, self.inner.create(key, bytes)))
+        Box::pin(self.write("create", key, later, Created::Won, self.inner.create(key, bytes)))
     }
 
     fn get<'a>(&'a self, key: &'a Key, range: GetRange) -> BoxFuture<'a, Result<Bytes>> {
@@ -192,7 +198,7 @@ impl ObjectStore for Faulty {
     }
 
     fn delete<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<()>> {
-        Box::pin(self.write("delete", key, None, self.inner.delete(key)))
+        Box::pin(self.write("delete", key, None, (), self.inner.delete(key)))
     }
 
     fn describe(&self) -> String {

@@ -223,6 +223,49 @@ fn a_copy_that_failed_is_an_error_now_and_completed_by_the_next_writer() {
     });
 }
 
+/// W6: an answer is not enough, the slot is read back.
+#[test]
+fn an_entry_that_the_store_did_not_keep_is_not_a_success() {
+    run(async {
+        let store = Memory::new();
+        Host::new(1, &store).init().await.unwrap();
+        let counting = Faulty::new(&store, Fault::None);
+        let repository = Host::new(2, &counting).open(Access::Write).await.unwrap();
+        repository.log.replay().await.unwrap();
+        // One more look at the tip, then the create of the slot.
+        let create = counting.calls() + 2;
+        let forgetful = Faulty::new(&store, Fault::Pretend(create));
+        let repository = Host::new(2, &forgetful).open(Access::Write).await.unwrap();
+        repository.log.replay().await.unwrap();
+        let error = repository.log.append(|_| Ok(Vec::new())).await.unwrap_err();
+        assert!(matches!(error, Error::NotKept { seq: 2 }), "{error}");
+        assert_eq!(repository.log.replay().await.unwrap().seq(), 1);
+    });
+}
+
+/// W5: nothing is known until the slot is seen filled, and nothing is claimed.
+#[test]
+fn a_store_that_falls_silent_leaves_the_outcome_unknown() {
+    run(async {
+        let store = Memory::new();
+        Host::new(1, &store).init().await.unwrap();
+        let counting = Faulty::new(&store, Fault::None);
+        let repository = Host::new(2, &counting).open(Access::Write).await.unwrap();
+        repository.log.replay().await.unwrap();
+        let create = counting.calls() + 2;
+        for (fault, filled) in [(Fault::StopBefore(create), 1), (Fault::StopAfter(create), 2)] {
+            let copy = store.snapshot();
+            let silent = Faulty::new(&copy, fault);
+            let repository = Host::new(2, &silent).open(Access::Write).await.unwrap();
+            repository.log.replay().await.unwrap();
+            let error = repository.log.append(|_| Ok(Vec::new())).await.unwrap_err();
+            assert!(matches!(error, Error::OutcomeUnknown { seq: 2, .. }), "{fault:?}: {error}");
+            let state = Host::new(3, &copy).open(Access::Read).await.unwrap().state();
+            assert_eq!(state.seq(), filled, "{fault:?}");
+        }
+    });
+}
+
 #[test]
 fn a_reader_without_write_rights_reads_without_a_pin() {
     run(async {

@@ -1,15 +1,14 @@
 //! Verification of whole repositories: every kind of object damaged or gone.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use aquifer_format::record::{DiskRecord, DomainRecord, Mode, QuiesceRecord, RECORD_VERSION};
 use aquifer_format::{KdfParams, Record};
 use aquifer_store::{Bytes, GetRange, Key, Memory, ObjectStore};
 use uuid::Uuid;
 
 use super::*;
-use crate::rig::{TestWorld, noise, run, store_disk};
+use crate::rig::{TestWorld, noise, record_of, run, store_disk};
 use crate::{BeginBackup, InitOptions, Secret, Settings, Stores};
 
 const CHUNK: u32 = 64 << 10;
@@ -47,13 +46,13 @@ impl Whole {
     ) -> Record {
         let (backup, parent_id) = (Uuid::from_u128(number), parent.map(|parent| parent.backup));
         let begin = BeginBackup { backup, domain: "guest".to_owned(), parent: parent_id };
-        let session = self.repository.begin_backup(begin).await.unwrap();
+        let session = self.repository.begin_backup(begin.clone()).await.unwrap();
         let base = parent.map_or(TreeSpec::default(), |parent| TreeSpec {
             root: parent.disks[0].root,
             size_bytes: parent.disks[0].size_bytes,
         });
         let done = store_disk(&session.plane, disk, base, dirty).await.unwrap();
-        let record = record(backup, parent_id, done.tree);
+        let record = record_of(&begin, done.tree);
         session.commit(record.clone()).await.unwrap();
         record
     }
@@ -73,38 +72,6 @@ impl Whole {
 
     async fn get(&self, key: &Key) -> Bytes {
         self.store.get(key, GetRange::Whole).await.unwrap()
-    }
-}
-
-fn record(backup: Uuid, parent: Option<Uuid>, tree: TreeSpec) -> Record {
-    let disk = DiskRecord {
-        name: "vda".to_owned(),
-        node: "drive".to_owned(),
-        size_bytes: tree.size_bytes,
-        logical_block_bytes: 512,
-        physical_block_bytes: 512,
-        root: tree.root,
-        bitmap: None,
-        mode: Mode::Full,
-        reason: None,
-        read_bytes: 0,
-        new_bytes: 0,
-        dedup_bytes: 0,
-        zero_bytes: 0,
-        stored_bytes: 0,
-    };
-    Record {
-        version: RECORD_VERSION,
-        backup,
-        parent,
-        domain: DomainRecord { uuid: None, name: "guest".to_owned(), host: "host".to_owned() },
-        created_ms: 1,
-        description: String::new(),
-        disks: vec![disk],
-        definition: None,
-        quiesce: QuiesceRecord::default(),
-        tool: "test".to_owned(),
-        labels: BTreeMap::new(),
     }
 }
 
