@@ -324,3 +324,18 @@ fn the_doctor_finds_a_healthy_repository_good_and_a_missing_one_bad() {
     assert_eq!((&findings[0]["health"], &findings[0]["kind"]), (&"bad".into(), &"not_found".into()));
     assert!(!missing.status.success());
 }
+
+#[test]
+fn a_folder_with_other_things_inside_does_not_become_a_repository() {
+    let aquifer = Aquifer::new();
+    let password = aquifer.file("password", "correct horse\n");
+    std::fs::create_dir_all(aquifer.path("photos/lost+found")).unwrap();
+    let photos = aquifer.path("photos");
+    let init = ["-r", &photos, "--password-file", &password, "repository", "init"];
+    aquifer.file("photos/cat.jpg", "miaow");
+    let (code, message) = aquifer.refusal(&init);
+    assert_eq!(code, 5, "{message}");
+    assert!(message.contains("HOME/photos is not empty: it holds cat.jpg"), "{message}");
+    std::fs::remove_file(aquifer.path("photos/cat.jpg")).unwrap();
+    aquifer.text(&init);
+}

@@ -263,3 +263,38 @@ fn a_walk_over_leaves_skips_zeros_and_ends() {
         assert!(empty.leaf(12_345).await.unwrap().is_empty());
     });
 }
+
+/// A leaf that names one made-up chunk.
+fn one_chunk(leaf: u64) -> Node {
+    let mut node = Node::new(0);
+    let mut id = [7; 32];
+    id[..8].copy_from_slice(&leaf.to_le_bytes());
+    node.set(9, Some(aquifer_format::ChunkId(id)));
+    node
+}
+
+#[test]
+fn a_change_of_a_huge_disk_costs_its_paths_and_not_the_disk() {
+    run(async {
+        let rig = Rig::new(128 << 10);
+        let size_bytes = 10 << 40;
+        let session = rig.session();
+        let mut builder = TreeBuilder::over(&session.plane, TreeSpec::default(), size_bytes);
+        for leaf in (0..327_680).step_by(41) {
+            builder.set_leaf(leaf, one_chunk(leaf)).await.unwrap();
+        }
+        let built = builder.finish().await.unwrap();
+        session.commit().await.unwrap();
+        // 7993 leaves below all 1280 nodes of level 1, five of level 2, and the root.
+        assert_eq!((built.nodes_read, built.nodes_written), (0, 7_993 + 1_280 + 5 + 1));
+        let session = rig.session();
+        let base = TreeSpec { root: built.root, size_bytes };
+        let mut builder = TreeBuilder::over(&session.plane, base, size_bytes);
+        for leaf in [0, 100_000, 100_001, 327_679] {
+            builder.set_leaf(leaf, one_chunk(leaf + 1)).await.unwrap();
+        }
+        let built = builder.finish().await.unwrap();
+        // Four leaves below three nodes of level 1, three of level 2, and the root; leaves are not read.
+        assert_eq!((built.nodes_read, built.nodes_written), (3 + 3 + 1, 4 + 3 + 3 + 1));
+    });
+}

@@ -28,7 +28,9 @@ pub(crate) async fn run(context: &Context, args: BackupArgs) -> Result<Exit> {
     if let Some(domain) = &args.domain {
         let request = request(context.config.domains.get(domain), &args, domain)?;
         let job = open::writing_job(context, read_limit_bytes).await?;
-        context.output.done(&aquifer_engine::backup(&job, request).await?)?;
+        let outcome =
+            aquifer_engine::backup(&job, request).await.map_err(|error| of_domain(error, domain))?;
+        context.output.done(&outcome)?;
         return Ok(Exit::Done);
     }
     if context.config.domains.is_empty() {
@@ -48,9 +50,8 @@ async fn all(context: &Context, args: &BackupArgs, job: &JobContext) -> Result<E
         match outcome {
             Ok(outcome) => context.output.done(&outcome)?,
             Err(error) => {
-                let error = error.about(format_args!("domain {domain}")).with("domain", domain.as_str());
-                context.output.error(&error);
                 exit = exit.and(Exit::Failed(error.kind()));
+                context.output.error(&of_domain(error, domain));
             }
         }
         if context.cancel.is_cancelled() {
@@ -58,6 +59,10 @@ async fn all(context: &Context, args: &BackupArgs, job: &JobContext) -> Result<E
         }
     }
     Ok(exit)
+}
+
+fn of_domain(error: Error, domain: &str) -> Error {
+    error.about(format_args!("domain {domain}")).with("domain", domain)
 }
 
 fn request(configured: Option<&DomainConfig>, args: &BackupArgs, domain: &str) -> Result<BackupRequest> {
