@@ -61,8 +61,11 @@ async fn all(context: &Context, args: &BackupArgs, job: &JobContext) -> Result<E
     Ok(exit)
 }
 
+/// Names the domain, unless the engine did.
 fn of_domain(error: Error, domain: &str) -> Error {
-    error.about(format_args!("domain {domain}")).with("domain", domain)
+    let name = format!("domain {domain}");
+    let error = if error.message().contains(&name) { error } else { error.about(name) };
+    error.with("domain", domain)
 }
 
 fn request(configured: Option<&DomainConfig>, args: &BackupArgs, domain: &str) -> Result<BackupRequest> {
@@ -302,6 +305,13 @@ mod tests {
         assert_eq!((source.quiesce, source.listen), (Quiesce::Off, NbdListen::Unix));
         assert_eq!(source.scratch, Path::new("/var/tmp"));
         assert_eq!(source.disks.only, ["vdb"]);
+    }
+
+    #[test]
+    fn an_error_names_its_domain_once() {
+        let error = of_domain(of_domain(Error::cancelled(), "web01"), "web01");
+        assert_eq!(error.message(), "domain web01: cancelled before it was complete");
+        assert_eq!(error.context()["domain"], "web01");
     }
 
     #[test]
