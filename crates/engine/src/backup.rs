@@ -168,11 +168,22 @@ impl Job<'_> {
         tokio::select! {
             biased;
             () = self.context.cancel.cancelled() => Err(Error::cancelled()),
-            error = source.lost() => Err(error),
+            error = source.lost() => Err(self.about_domain(error)),
             // The thread's own error takes the place of this one.
             () = failed.cancelled() => Err(Error::new(Kind::Internal, "a processor thread failed")),
-            done = self.disks(source, shared) => done,
+            done = self.disks(source, shared) => {
+                done.map_err(|error| error.about(format_args!("domain {}", self.request.domain)))
+            }
         }
+    }
+
+    /// A lost instant, said of the domain.
+    fn about_domain(&self, error: Error) -> Error {
+        let domain = &self.request.domain;
+        error
+            .about(format_args!("domain {domain}"))
+            .with("domain", domain.as_str())
+            .hint_or("run the backup again; the disks of a domain that has ended are backed up with --image")
     }
 
     async fn disks(&self, source: &OpenSource, shared: Shared) -> Result<Vec<Told>> {
@@ -225,7 +236,7 @@ impl Job<'_> {
         workers: Workers<Batch>,
         disks: Vec<Told>,
     ) -> Result<Made> {
-        let checked = source.check().await;
+        let checked = source.check().await.map_err(|error| self.about_domain(error));
         let (records, disks) = disks.into_iter().unzip();
         let record = self.record(&source, records);
         let committed = match checked {

@@ -95,9 +95,8 @@ fn repository_kind(error: &RepositoryError) -> Kind {
         E::PackLost { source, .. } | E::Upload { source, .. } => store_kind(source),
         E::NotARepository { .. } | E::UnknownSlot { .. } | E::UnknownBackup { .. } => Kind::NotFound,
         E::NoBackupOfDomain { .. } => Kind::NotFound,
-        E::AlreadyInitialised { .. } | E::LastSlot { .. } | E::IndexBusy { .. } | E::LogBusy { .. } => {
-            Kind::Conflict
-        }
+        E::AlreadyInitialised { .. } | E::NotEmpty { .. } | E::LastSlot { .. } => Kind::Conflict,
+        E::IndexBusy { .. } | E::LogBusy { .. } => Kind::Conflict,
         E::DomainBusy { .. } | E::BackupExists { .. } | E::Fenced { .. } | E::PinLost { .. } => {
             Kind::Conflict
         }

@@ -88,7 +88,12 @@ impl Agent {
     /// The agent serves one client at a time, so the old connection goes before the new one comes.
     async fn connect_afresh(&mut self) -> Result<()> {
         self.stream = None;
-        let (reader, writer) = transport::connect(&self.address, &self.options, &self.host).await?;
+        let (reader, writer) = transport::connect(&self.address, &self.options, &self.host).await.map_err(
+            |error| match error {
+                Error::NoSuchSocket { address } => Error::NoSuchAgent { address },
+                error => error,
+            },
+        )?;
         self.stream = Some(Stream { reader: BufReader::new(reader), writer });
         self.synchronise().await
     }

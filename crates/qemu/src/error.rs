@@ -387,6 +387,12 @@ pub enum Error {
         /// Address of the monitor.
         monitor: String,
     },
+    /// The path of the guest agent's socket does not exist.
+    #[error("no guest agent at {address}: name its socket with --agent, or use --quiesce off")]
+    NoSuchAgent {
+        /// Address that was tried.
+        address: String,
+    },
     /// `require` without an agent.
     #[error("quiesce = require needs the address of the guest agent")]
     NoAgent,
@@ -449,9 +455,10 @@ impl Error {
             | Self::Image { .. }
             | Self::NotAMonitor { .. }
             | Self::SocketPathTooLong { .. } => ErrorKind::Invalid,
-            Self::NoSuchSocket { .. } | Self::NoSuchDisk { .. } | Self::NoSuchImage { .. } => {
-                ErrorKind::NotFound
-            }
+            Self::NoSuchSocket { .. }
+            | Self::NoSuchAgent { .. }
+            | Self::NoSuchDisk { .. }
+            | Self::NoSuchImage { .. } => ErrorKind::NotFound,
             Self::MonitorTaken { .. }
             | Self::ForeignServer { .. }
             | Self::ForeignJob { .. }

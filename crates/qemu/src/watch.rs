@@ -137,6 +137,8 @@ impl Watched {
         }
     }
 
+    /// What an event means. A QEMU that ends takes its jobs and exports along: one that goes on is asked what is
+    /// missing, and one that does not answer has ended.
     async fn judge(&self, event: &Event) -> Option<Lost> {
         let mine = |list: &[String], key: &str| list.iter().find(|name| *name == event.text(key)).cloned();
         match event.name.as_str() {
@@ -144,13 +146,18 @@ impl Watched {
             "BLOCK_JOB_COMPLETED" | "BLOCK_JOB_CANCELLED" | "BLOCK_JOB_ERROR" => {
                 let job = mine(&self.ids, "device")?;
                 let error = Some(event.text("error")).filter(|error| !error.is_empty());
-                Some(Lost::JobEnded { job, reason: error.unwrap_or(&event.name).to_owned() })
+                let lost = Lost::JobEnded { job, reason: error.unwrap_or(&event.name).to_owned() };
+                Some(self.check().await.err().unwrap_or(lost))
             }
             "JOB_STATUS_CHANGE" if !job_is_alive(event.text("status")) => {
                 let job = mine(&self.ids, "id")?;
-                Some(Lost::JobEnded { job, reason: event.text("status").to_owned() })
+                let lost = Lost::JobEnded { job, reason: event.text("status").to_owned() };
+                Some(self.check().await.err().unwrap_or(lost))
             }
-            "BLOCK_EXPORT_DELETED" => mine(&self.ids, "id").map(|export| Lost::ExportGone { export }),
+            "BLOCK_EXPORT_DELETED" => {
+                mine(&self.ids, "id")?;
+                self.check().await.err()
+            }
             "STOP" => self.stopped_on_error().await.then_some(Lost::GuestStopped),
             _ => None,
         }

@@ -49,6 +49,14 @@ pub enum Error {
         /// The store.
         store: String,
     },
+    /// The place of a new repository holds something else.
+    #[error("{store} holds {name}, which is no object of a repository: choose an empty place")]
+    NotEmpty {
+        /// The store.
+        store: String,
+        /// The first such name.
+        name: String,
+    },
     /// The store cannot hold a log.
     #[error(
         "{store} cannot hold the log: of 16 racing creates of one object {winners} won, round by round, and exactly 1 must; it may hold packs when another store takes the log (--log URL)"

@@ -22,6 +22,9 @@ use crate::state_dir::StateDir;
 use crate::world::{World, random};
 use crate::{Error, Result, Settings, keys, layout};
 
+/// Names at the root of a file system that are nobody's files.
+const OF_A_FILE_SYSTEM: &[&str] = &["lost+found", "lost+found/"];
+
 /// How a repository is made.
 #[derive(Clone)]
 pub struct InitOptions {
@@ -47,7 +50,7 @@ impl Repository {
     /// Makes a repository and opens it for writing.
     ///
     /// # Errors
-    /// [`Error::AlreadyInitialised`]; [`Error::AtomicCreate`] when the store that shall hold the log fails the race;
+    /// [`Error::AlreadyInitialised`]; [`Error::NotEmpty`]; [`Error::AtomicCreate`] when the store that shall hold the log fails the race;
     /// the format's limits on chunk size and key derivation; those of the stores.
     pub async fn init(options: InitOptions) -> Result<Arc<Self>> {
         let InitOptions { stores, world, state_dir, secret, recovery, kdf, chunk_bytes, settings } = options;
@@ -87,8 +90,24 @@ async fn refuse_existing(stores: &Stores) -> Result<()> {
         if optional(store.head(&layout::format()).await)?.is_some() {
             return Err(Error::AlreadyInitialised { store: store.describe() });
         }
+        refuse_foreign(store.as_ref()).await?;
     }
     Ok(())
+}
+
+/// Objects of our own grammar may be there: those of an init that was cut short.
+async fn refuse_foreign(store: &dyn ObjectStore) -> Result<()> {
+    let mut after = None;
+    loop {
+        let page = store.list("", after.as_ref()).await?;
+        if let Some(name) = page.foreign.into_iter().find(|name| !OF_A_FILE_SYSTEM.contains(&name.as_str())) {
+            return Err(Error::NotEmpty { store: store.describe(), name });
+        }
+        after = page.entries.into_iter().next_back().map(|listed| listed.key);
+        if !page.more || after.is_none() {
+            return Ok(());
+        }
+    }
 }
 
 async fn prove_atomic(store: &Arc<dyn ObjectStore>, world: &Arc<dyn World>) -> Result<()> {

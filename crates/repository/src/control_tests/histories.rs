@@ -40,7 +40,8 @@ fn disk(step: u128) -> Vec<u8> {
     const CHUNK: usize = super::CHUNK_BYTES as usize;
     let mut disk = noise(1, 4 * CHUNK);
     let changed = usize::try_from(step % 4).unwrap();
-    disk[changed * CHUNK..(changed + 1) * CHUNK].copy_from_slice(&noise(100 + step as u64 / 2, CHUNK));
+    disk[changed * CHUNK..(changed + 1) * CHUNK]
+        .copy_from_slice(&noise(100 + u64::try_from(step).unwrap() / 2, CHUNK));
     disk
 }
 
@@ -62,12 +63,12 @@ async fn history(seed: u64) {
     for step in 0..STEPS {
         let fault = any_fault(&dice);
         let faulty = Faulty::new(&store, fault);
-        let host = Host::new(seed * 1000 + 10 + step as u64, &faulty);
+        let host = Host::new(seed * 1000 + 10 + u64::try_from(step).unwrap(), &faulty);
         let attempt = async {
             let repository = host.open(Access::Write).await?;
             let session = repository.begin_backup(begin(step + 1, &format!("domain {}", step % 3))).await?;
             if below(&dice, 6) == 0 {
-                fence_all(&store, seed * 1000 + 500 + step as u64).await;
+                fence_all(&store, seed * 1000 + 500 + u64::try_from(step).unwrap()).await;
             }
             let done = store_and_commit(&session, &disk(step)).await;
             // Some processes end their session, some just die.
@@ -90,7 +91,7 @@ async fn history(seed: u64) {
         };
         tried.insert(step + 1, exists);
         if below(&dice, 3) == 0 {
-            fence_all(&store, seed * 1000 + 700 + step as u64).await;
+            fence_all(&store, seed * 1000 + 700 + u64::try_from(step).unwrap()).await;
         }
     }
     let reader = Host::new(seed * 1000 + 999, &store).open(Access::Read).await.unwrap();
