@@ -122,7 +122,7 @@ impl Bench {
         Ok(format!(
             "Image: {} MiB, {} MiB allocated; repository after one backup: {} MiB (restic: {} MiB).",
             about.len() >> 20,
-            about.blocks() * 512 >> 20,
+            (about.blocks() * 512) >> 20,
             tree_bytes(&self.path("full/repository"))? >> 20,
             tree_bytes(&self.path("restic"))? >> 20,
         ))
