@@ -72,7 +72,7 @@ pub(crate) enum Command {
     /// List backups, newest first.
     #[command(after_long_help = documents::LIST)]
     List(ListArgs),
-    /// Print the description of a backup as <domainbackup> XML, with --json too.
+    /// Print the description of a backup as domainbackup XML, with --json too.
     Dumpxml {
         /// The backup: its uuid, at least eight digits of it, or latest:DOMAIN.
         #[arg(value_name = "UUID")]

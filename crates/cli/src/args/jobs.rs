@@ -50,7 +50,7 @@ pub(crate) struct BackupArgs {
     /// Most bytes a second to read from the domain.
     #[arg(long, value_name = "RATE")]
     pub(crate) read_limit: Option<Rate>,
-    /// QEMU's monitor: unix:PATH, tcp:HOST:PORT (loopback only), tls:HOST:PORT or ssh://[USER@]HOST/PATH.
+    /// QEMU's monitor: unix:PATH, tcp:HOST:PORT (loopback only), tls:HOST:PORT or ssh://USER@HOST/PATH.
     #[arg(long, value_name = "ADDRESS", group = "source", help_heading = SOURCE)]
     pub(crate) qmp: Option<String>,
     /// An NBD export that somebody else serves and keeps at one instant; may be repeated.
