@@ -1,6 +1,7 @@
 //! Backup sessions: what they pin, when they publish, how they end, and what ends them.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use aquifer_format::log::{Body, SessionKind, State};
 use aquifer_format::record::Record;
@@ -208,6 +209,31 @@ fn what_was_condemned_meanwhile_is_stored_again_before_the_commit() {
         let restorer = Host::new(3, &store).open(Access::Read).await.unwrap();
         assert_eq!(listed(&restorer), [uuid(2)]);
         assert_eq!(restore(&restorer, 2).await.unwrap(), disk);
+    });
+}
+
+/// The uploaders of what is stored anew publish on the way, and the commit must not wait for them while they wait for it.
+#[test]
+fn a_publish_that_falls_due_while_a_commit_heals_does_not_block_it() {
+    run(async {
+        let store = Memory::new();
+        let host = Host::new(1, &store);
+        let repository = host.init().await.unwrap();
+        let disk = noise(1, 2 << 20);
+        backup(&repository, begin(1, "web"), &disk).await.unwrap();
+        let old: Vec<_> = repository.parts.index.packs().unwrap().iter().map(|pack| pack.pack).collect();
+        let session = repository.begin_backup(begin(2, "web")).await.unwrap();
+        let stored = store_disk(&session.plane, &disk, EMPTY, None).await.unwrap();
+        let condemn = |_: &State| Ok(vec![Body::Condemn { packs: old.clone(), dropped: vec![] }]);
+        repository.log.append(condemn).await.unwrap();
+        host.world.now_ms.fetch_add(crate::plane::PUBLISH_MS, Ordering::Relaxed);
+        let record = record_of(session.begun(), stored.tree);
+        let deadline = std::time::Duration::from_secs(60);
+        tokio::time::timeout(deadline, session.commit(record))
+            .await
+            .expect("the commit waits for ever")
+            .unwrap();
+        assert_eq!(restore(&repository, 2).await.unwrap(), disk);
     });
 }
 
