@@ -50,7 +50,7 @@ pub enum Error {
         store: String,
     },
     /// The place of a new repository holds something else.
-    #[error("{store} holds {name}, which is no object of a repository: choose an empty place")]
+    #[error("{store} is not empty: it holds {name}; name a new or empty place")]
     NotEmpty {
         /// The store.
         store: String,

@@ -22,8 +22,8 @@ use crate::state_dir::StateDir;
 use crate::world::{World, random};
 use crate::{Error, Result, Settings, keys, layout};
 
-/// Names at the root of a file system that are nobody's files.
-const OF_A_FILE_SYSTEM: &[&str] = &["lost+found", "lost+found/"];
+/// The folder that the top of a new file system has of its own.
+const OF_A_FILE_SYSTEM: &str = "lost+found";
 
 /// How a repository is made.
 #[derive(Clone)]
@@ -100,7 +100,7 @@ async fn refuse_foreign(store: &dyn ObjectStore) -> Result<()> {
     let mut after = None;
     loop {
         let page = store.list("", after.as_ref()).await?;
-        if let Some(name) = page.foreign.into_iter().find(|name| !OF_A_FILE_SYSTEM.contains(&name.as_str())) {
+        if let Some(name) = page.foreign.into_iter().find(|name| name != OF_A_FILE_SYSTEM) {
             return Err(Error::NotEmpty { store: store.describe(), name });
         }
         after = page.entries.into_iter().next_back().map(|listed| listed.key);

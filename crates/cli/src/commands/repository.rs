@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use aquifer_engine::clock::System;
-use aquifer_engine::repository::format::{KdfParams, key};
+use aquifer_engine::repository::format::KdfParams;
 use aquifer_engine::repository::store::{Local, probe};
 use aquifer_engine::repository::{
     InitOptions, RebuildFrom, RebuildProgress, Repository, RepositoryInfo, Secret, World,
@@ -103,7 +103,7 @@ async fn init(context: &Context, args: InitArgs) -> Result<()> {
     };
     let chunk_bytes = u32::try_from(args.chunk_size.0)
         .map_err(|_| Error::new(Kind::Invalid, format!("--chunk-size {} is above 4 MiB", args.chunk_size)))?;
-    let stores = open::stores(&chosen, new_directory)?;
+    let stores = open::stores(&chosen, |StoreUrl::Directory(path)| open::opened(Local::create(path)))?;
     let world = System::new();
     let recovery = args.recovery_key.as_deref().map(|path| RecoveryKey::make(path, &world)).transpose()?;
     let made = Repository::init(InitOptions {
@@ -120,27 +120,6 @@ async fn init(context: &Context, args: InitArgs) -> Result<()> {
     let mut info = Info::new(chosen, repository.info());
     info.recovery_key = recovery.map(RecoveryKey::keep);
     context.output.report(&info)
-}
-
-/// The store in a directory that is new, empty, or a repository (which the repository itself refuses).
-fn new_directory(url: &StoreUrl) -> Result<Local> {
-    let StoreUrl::Directory(path) = url;
-    let local = open::opened(Local::create(path))?;
-    let names = || -> std::io::Result<Vec<String>> {
-        let entries = std::fs::read_dir(path)?.collect::<std::io::Result<Vec<_>>>()?;
-        Ok(entries.iter().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect())
-    };
-    let names = names()
-        .map_err(|error| Error::caused(Kind::Unavailable, error).about(format_args!("{}", path.display())))?;
-    // The top of a new file system has a folder of its own.
-    let foreign = names.iter().find(|name| *name != "lost+found");
-    match foreign {
-        Some(name) if !names.iter().any(|name| name == key::FORMAT) => {
-            Err(Error::new(Kind::Conflict, format!("{} is not empty: it holds {name}", path.display()))
-                .hint("name a new or empty folder; what an interrupted init left can be removed"))
-        }
-        _ => Ok(local),
-    }
 }
 
 /// A random secret in a file of its own, which is removed again unless it is kept.

@@ -181,7 +181,7 @@ async fn an_agent_that_is_not_there_is_a_warning_with_try_and_an_error_with_requ
     );
     session.close().await.unwrap();
     request.quiesce = Quiesce::Require;
-    assert!(matches!(ExportSession::open(request.clone()).await, Err(Error::NoSuchSocket { .. })));
+    assert!(matches!(ExportSession::open(request.clone()).await, Err(Error::NoSuchAgent { .. })));
     request.scope.agent = None;
     assert!(matches!(ExportSession::open(request).await, Err(Error::NoAgent)));
 }
