@@ -12,44 +12,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::time::{Instant, sleep};
 
-use crate::address::{MonitorAddress, MonitorOptions, bracketed};
+use crate::address::{MonitorAddress, MonitorOptions};
 use crate::agent::Agent;
 use crate::commands::{
-    BlockdevDel, Cont, ExportDel, Job, JobCancel, JobDismiss, NbdServerStop, QueryBlock, QueryExports,
-    QueryJobs, QueryNodes, QueryStatus,
+    BlockdevDel, Cont, ExportDel, Job, JobCancel, JobDismiss, QueryBlock, QueryExports, QueryJobs,
+    QueryNodes, QueryStatus,
 };
 use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::monitor::Monitor;
 use crate::names::{FAMILY, Names};
-use crate::transport::{millis, tcp_answers};
+use crate::nbd_server::{self, Answer, NbdListen};
+use crate::transport::millis;
 
 /// How long a job or export may take to end once told to.
 const END_DEADLINE: Duration = Duration::from_secs(30);
 /// How often a state that QEMU announces by no reliable event is asked for.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
-
-/// Where our NBD server listens.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum NbdListen {
-    /// A socket in the scratch folder, at a path fixed by repository and domain; through ssh it is forwarded.
-    Unix,
-    /// TCP with mutual TLS, by objects that exist in QEMU.
-    Tls {
-        /// Address to listen on, such as `0.0.0.0`.
-        host: String,
-        /// TCP port.
-        port: u16,
-        /// Id of a `tls-creds-x509` object (`endpoint=server`, `verify-peer=yes`).
-        creds: String,
-        /// Id of an `authz-list` object; without it every certificate of the authority may read.
-        authz: Option<String>,
-    },
-}
 
 /// Whose things are meant: one repository's on one domain, and where they lie.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -189,16 +171,11 @@ pub(crate) async fn sweep(
         remove_node(monitor, node).await?;
     }
     let stop_server = match occasion {
-        Occasion::AfterCrash => server_is_ours(monitor, options, scope, &found).await?,
+        Occasion::AfterCrash => server_is_ours(monitor, scope, &found).await?,
         Occasion::SessionEnd { server } => server && found.foreign_exports.is_empty(),
     };
-    if stop_server {
-        match monitor.execute(NbdServerStop(json!({}))).await {
-            Ok(_) => report.removed.push("NBD server".to_owned()),
-            // Gone between the question and now: what was wanted.
-            Err(Error::Refused { .. }) => {}
-            Err(error) => return Err(error),
-        }
+    if stop_server && nbd_server::stop(monitor, scope).await? {
+        report.removed.push("NBD server".to_owned());
     }
     if !found.jobs.is_empty() && !report.continued {
         // A write that failed just before its job ended stops the guest a moment later.
@@ -250,50 +227,19 @@ async fn remove_files(host: &Host, scope: &Scope, report: &mut CleanupReport) ->
     }
     if scope.nbd == NbdListen::Unix {
         let socket = names.socket(&scope.scratch)?;
-        if !host.socket_answers(&socket).await && host.remove_file(&socket).await? {
+        let nobody = nbd_server::visit_socket(host, &socket).await == Answer::Nobody;
+        if nobody && host.remove_file(&socket).await? {
             report.removed.push(socket.display().to_string());
         }
     }
     Ok(())
 }
 
-/// QEMU has one NBD server at most and does not say where it listens. It is ours if it answers where only ours
-/// does, and nobody else has an export on it. A TCP port is no such sign by itself, so something of ours must
-/// also have been found.
-async fn server_is_ours(
-    monitor: &Monitor,
-    options: &MonitorOptions,
-    scope: &Scope,
-    found: &Inventory,
-) -> Result<bool> {
-    if !found.foreign_exports.is_empty() {
-        return Ok(false);
-    }
-    match &scope.nbd {
-        NbdListen::Unix => {
-            let socket = scope.names()?.socket(&scope.scratch)?;
-            Ok(monitor.host().socket_answers(&socket).await)
-        }
-        NbdListen::Tls { host, port, .. } => {
-            let ours = !found.nodes.is_empty() || !found.exports.is_empty() || !found.jobs.is_empty();
-            let address = monitor.address().parse::<MonitorAddress>()?;
-            let dial = dial_host(host, &address);
-            Ok(ours && tcp_answers(&dial, *port, options.greeting_deadline).await)
-        }
-    }
-}
-
-/// The host that reaches a server listening on `listen`, seen from here: the monitor's, where it listens everywhere.
-pub(crate) fn dial_host(listen: &str, monitor: &MonitorAddress) -> String {
-    match listen {
-        "" | "0.0.0.0" | "::" => monitor.host().unwrap_or("localhost").to_owned(),
-        _ => listen.to_owned(),
-    }
-}
-
-/// `host:port` of a TLS server for a URI.
-pub(crate) fn dial_authority(listen: &str, port: u16, monitor: &MonitorAddress) -> String {
-    format!("{}:{port}", bracketed(&dial_host(listen, monitor)))
+/// The server is ours if it answers where only ours does, and nobody else has an export on it. A TCP port is no such
+/// sign by itself, so something of ours must also have been found.
+async fn server_is_ours(monitor: &Monitor, scope: &Scope, found: &Inventory) -> Result<bool> {
+    let sign = scope.nbd == NbdListen::Unix || !found.names().is_empty();
+    Ok(sign && found.foreign_exports.is_empty() && nbd_server::visit(monitor, scope).await? != Answer::Nobody)
 }
 
 /// A run that was killed between freeze and thaw left its nodes as the sign of it; only then the agent is asked.
@@ -423,25 +369,4 @@ pub(crate) async fn refuse_foreign(monitor: &Monitor, names: &Names) -> Result<(
     let foreign: Vec<String> =
         exports.into_iter().filter(|e| e.kind == "nbd" && !names.owns(&e.id)).map(|e| e.id).collect();
     if foreign.is_empty() { Ok(()) } else { Err(Error::ForeignServer { exports: foreign }) }
-}
-
-/// `nbd-server-start` at the scope's address. QEMU refuses when it has a server already: somebody else's, because
-/// one of ours was swept away before.
-pub(crate) async fn start_server(monitor: &Monitor, scope: &Scope, max_connections: u32) -> Result<()> {
-    let mut arguments = json!({"max-connections": max_connections});
-    let address = match &scope.nbd {
-        NbdListen::Unix => {
-            let path = scope.names()?.socket(&scope.scratch)?;
-            json!({"type": "unix", "data": {"path": path}})
-        }
-        NbdListen::Tls { host, port, creds, authz } => {
-            arguments["tls-creds"] = Value::from(creds.as_str());
-            if let Some(authz) = authz {
-                arguments["tls-authz"] = Value::from(authz.as_str());
-            }
-            json!({"type": "inet", "data": {"host": host, "port": port.to_string()}})
-        }
-    };
-    arguments["addr"] = address;
-    monitor.execute(crate::commands::NbdServerStart(arguments)).await.map(drop)
 }

@@ -319,6 +319,15 @@ pub enum Error {
         /// How long was waited.
         deadline_ms: u64,
     },
+    /// The NBD server holds a connection that has not chosen an export: stopping it could stop the guest.
+    #[error(
+        "our NBD server was left running: for {deadline_ms} ms some client of it neither chose an export nor left, and \
+         QEMU would wait for that client with the guest standing still"
+    )]
+    ServerBusy {
+        /// How long was waited.
+        deadline_ms: u64,
+    },
     /// A job of ours failed.
     #[error("job {id} failed: {detail}")]
     JobFailed {
@@ -484,6 +493,7 @@ impl Error {
             | Self::ScratchTooSmall { .. }
             | Self::InstantLost(_)
             | Self::Stuck { .. }
+            | Self::ServerBusy { .. }
             | Self::AgentSilent { .. }
             | Self::AgentRefused { .. }
             | Self::AgentBroken { .. }

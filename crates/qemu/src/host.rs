@@ -8,19 +8,15 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
 
-use tokio::io::AsyncReadExt;
-use tokio::net::UnixStream;
 use tokio::process::Command;
-use tokio::time::timeout;
 
 use crate::address::{MonitorAddress, MonitorOptions};
 use crate::error::{Error, Result};
 use crate::ssh::{Ssh, text};
 
-/// How long a server on a socket may take to send its first bytes.
-const ANSWER_DEADLINE: Duration = Duration::from_secs(3);
+/// All unix sockets of a machine.
+const SOCKET_TABLE: &str = "/proc/net/unix";
 /// Unit of `st_blocks`, in bytes, whatever the file system's own block size (stat(2)).
 const STAT_BLOCK_BYTES: u64 = 512;
 
@@ -51,12 +47,19 @@ impl Host {
         }
     }
 
-    /// Whether a server accepts on the socket and does not hang up at once. A full server accepts and is silent.
-    pub(crate) async fn socket_answers(&self, path: &Path) -> bool {
-        let Ok(local) = self.reach_socket(path, "").await else { return false };
-        let Ok(mut stream) = UnixStream::connect(local).await else { return false };
-        let mut first = [0_u8; 1];
-        !matches!(timeout(ANSWER_DEADLINE, stream.read(&mut first)).await, Ok(Ok(0) | Err(_)))
+    /// How many connections a server holds that listens on the socket `path`, by the kernel's table (proc(5),
+    /// `/proc/net/unix`). None where it cannot be seen: no way to that machine, or another network namespace.
+    pub(crate) async fn connections(&self, path: &Path) -> Result<usize> {
+        let table = match self {
+            Self::Local => {
+                blocking(Path::new(SOCKET_TABLE), "reading it", || std::fs::read(SOCKET_TABLE)).await?
+            }
+            Self::Ssh(ssh) => {
+                ssh.shell("reading the table of sockets", "cat /proc/net/unix", &[]).await?.into_bytes()
+            }
+            Self::Unreachable => Vec::new(),
+        };
+        Ok(connections_of(&String::from_utf8_lossy(&table), &text(path)))
     }
 
     /// Makes an empty qcow2 image of `size_bytes`, replacing a file of the same name, that QEMU's user can open: it
@@ -162,6 +165,17 @@ impl Host {
     }
 }
 
+/// Lines of the table whose socket was accepted from `path` and is connected: columns `Flags` 0, `St` 03.
+fn connections_of(table: &str, path: &str) -> usize {
+    let connected = |line: &&str| {
+        let mut columns = line.splitn(8, ' ');
+        let (flags, state) = (columns.nth(3), columns.nth(1));
+        let place = columns.nth(1).map(str::trim_start);
+        flags == Some("00000000") && state == Some("03") && place == Some(path)
+    };
+    table.lines().filter(connected).count()
+}
+
 async fn blocking<T: Send + 'static>(
     path: &Path,
     what: &'static str,
@@ -237,4 +251,37 @@ fn list_local(folder: &Path, prefix: &str) -> io::Result<Vec<String>> {
     }
     names.sort();
     Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_accepted_connections_of_that_very_socket_are_counted() {
+        let table = "Num       RefCount Protocol Flags    Type St Inode Path\n\
+            00000000c20fe78d: 00000003 00000000 00000000 0001 03 63125 /tmp/a b/n\n\
+            00000000922a5118: 00000003 00000000 00000000 0001 03 63128 /tmp/a b/n\n\
+            00000000f88fe854: 00000002 00000000 00010000 0001 01 63121 /tmp/a b/n\n\
+            0000000039d31938: 00000003 00000000 00000000 0001 02     0 /tmp/a b/n\n\
+            0000000054fe9a6a: 00000003 00000000 00000000 0001 03   777 /tmp/a b/n2\n\
+            000000000cdaff90: 00000003 00000000 00000000 0001 03  7418\n";
+        assert_eq!(connections_of(table, "/tmp/a b/n"), 2);
+        assert_eq!(connections_of(table, "/tmp/a b/n2"), 1);
+        assert_eq!(connections_of(table, ""), 0);
+        assert_eq!(connections_of("garbage\n\n  \n", "/x"), 0);
+    }
+
+    #[tokio::test]
+    async fn the_kernel_counts_what_a_listener_has_accepted() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("listener");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        assert_eq!(Host::Local.connections(&path).await.unwrap(), 0);
+        let client = tokio::net::UnixStream::connect(&path).await.unwrap();
+        let accepted = listener.accept().await.unwrap();
+        assert_eq!(Host::Local.connections(&path).await.unwrap(), 1);
+        drop((client, accepted));
+        assert_eq!(Host::Local.connections(&path).await.unwrap(), 0);
+    }
 }

@@ -14,15 +14,14 @@ use tokio::sync::broadcast;
 
 use crate::address::{MonitorAddress, MonitorOptions};
 use crate::agent::Frozen;
-use crate::cleanup::{
-    CleanupReport, NbdListen, Occasion, Scope, dial_authority, refuse_foreign, start_server, sweep,
-};
+use crate::cleanup::{CleanupReport, Occasion, Scope, refuse_foreign, sweep};
 use crate::commands::ExportAdd;
 use crate::disk::{self, Disk, DiskChoice, Selection};
 use crate::error::{Error, Result};
 use crate::guard::{Guard, GuardCommand, Plan};
 use crate::monitor::{Event, Monitor};
 use crate::names::{Names, percent_encoded};
+use crate::nbd_server::{self, NbdListen, dial_authority};
 use crate::scratch::{self, Place};
 use crate::transaction::Transaction;
 use crate::watch::{Lost, Watch, Watched};
@@ -286,7 +285,7 @@ impl Opening<'_> {
     }
 
     async fn start_server(&mut self) -> Result<()> {
-        match start_server(self.monitor, &self.request.scope, self.request.max_connections).await {
+        match nbd_server::start(self.monitor, &self.request.scope, self.request.max_connections).await {
             Ok(()) => {
                 self.server = true;
                 Ok(())

@@ -43,11 +43,6 @@ pub(crate) async fn connect(
     }
 }
 
-/// Whether somebody accepts on a TCP port.
-pub(crate) async fn tcp_answers(host: &str, port: u16, deadline: Duration) -> bool {
-    tcp(host, port, deadline, "").await.is_ok()
-}
-
 async fn unix(path: &Path, address: &str) -> Result<(Reader, Writer)> {
     match UnixStream::connect(path).await {
         Ok(stream) => Ok(boxed(stream)),

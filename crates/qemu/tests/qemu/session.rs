@@ -6,6 +6,8 @@ use aquifer_qemu::{
     DiskName, Error, ErrorKind, ExportSession, Lost, MonitorOptions, Scope, SkipReason, cleanup,
 };
 use serde_json::json;
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use crate::support::{MIB, Machine, OTHER_REPOSITORY, PATIENCE, eventually, guard, pull, qcow2, raw};
@@ -53,6 +55,37 @@ async fn a_session_can_be_opened_again_and_again() {
         session.close().await.unwrap();
     }
     assert_eq!(machine.inventory().await, before);
+}
+
+/// QEMU 7.2 would wait for such a client in `nbd-server-stop`, without ever reading from it, its guest and its monitors
+/// standing still.
+#[tokio::test]
+async fn a_client_in_the_middle_of_its_handshake_is_waited_for_and_the_guest_goes_on() {
+    let machine = Machine::start_writing().await;
+    machine.writes_on().await;
+    let before = machine.inventory().await;
+    let session = ExportSession::open(machine.request()).await.unwrap();
+    let export = server_socket(&session.exports()[0].uri);
+    let mut undecided = UnixStream::connect(export).await.unwrap();
+    undecided.read_exact(&mut [0; 18]).await.unwrap();
+    let closing = tokio::spawn(session.close());
+    eventually("the session's work is ended", || async {
+        let now = machine.inventory().await;
+        now.nodes == before.nodes && now.jobs == before.jobs
+    })
+    .await;
+    // Its work is done and the guest free; only the server stays until QEMU's patience with the client ends.
+    machine.writes_on().await;
+    assert!(!closing.is_finished());
+    timeout(PATIENCE, closing).await.unwrap().unwrap().unwrap();
+    assert_eq!(undecided.read(&mut [0; 1]).await.unwrap(), 0, "QEMU hung up on it first");
+    assert_eq!(machine.inventory().await, before);
+    machine.writes_on().await;
+}
+
+/// The socket of a URI `nbd+unix:///…?socket=PATH`.
+fn server_socket(uri: &str) -> &str {
+    uri.split_once("socket=").unwrap().1
 }
 
 /// What libvirt does all day. QEMU 7.2 does not survive it while it formats an image itself.
