@@ -168,10 +168,11 @@ impl Host {
 /// Lines of the table whose socket was accepted from `path` and is connected: columns `Flags` 0, `St` 03.
 fn connections_of(table: &str, path: &str) -> usize {
     let connected = |line: &&str| {
-        let mut columns = line.splitn(8, ' ');
-        let (flags, state) = (columns.nth(3), columns.nth(1));
-        let place = columns.nth(1).map(str::trim_start);
-        flags == Some("00000000") && state == Some("03") && place == Some(path)
+        let (mut columns, mut rest) = ([""; 7], *line);
+        for column in &mut columns {
+            (*column, rest) = rest.trim_start().split_once(' ').unwrap_or((rest.trim_start(), ""));
+        }
+        columns[3] == "00000000" && columns[5] == "03" && !path.is_empty() && rest == path
     };
     table.lines().filter(connected).count()
 }
