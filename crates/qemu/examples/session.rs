@@ -6,7 +6,8 @@ use std::error::Error;
 use std::path::PathBuf;
 
 use aquifer_qemu::{
-    DiskChoice, ExportSession, GuardCommand, MonitorOptions, NbdListen, Quiesce, Scope, SessionRequest,
+    DiskChoice, Ending, ExportSession, GuardCommand, MonitorOptions, NbdListen, Quiesce, Scope,
+    SessionRequest,
 };
 use tokio::io::AsyncReadExt;
 
@@ -39,7 +40,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         println!("{}", export.uri);
     }
     tokio::io::stdin().read_to_end(&mut Vec::new()).await?;
-    session.close().await?;
+    session.close(Ending::Failed).await?;
     println!("closed");
     Ok(())
 }

@@ -76,6 +76,34 @@ pub struct Node {
     pub file: Option<String>,
     /// What the image says about itself.
     pub image: Option<Image>,
+    /// Whether nothing may be written to it.
+    #[serde(default)]
+    pub ro: bool,
+    /// Its dirty bitmaps, everybody's.
+    #[serde(default)]
+    pub dirty_bitmaps: Vec<DirtyBitmap>,
+}
+
+/// One of `dirty-bitmaps` of a node.
+#[derive(Debug, Clone, Deserialize)]
+pub struct DirtyBitmap {
+    /// Its name; absent for one that a job has for itself.
+    pub name: Option<String>,
+    /// Bytes that one bit stands for.
+    #[serde(default)]
+    pub granularity: u64,
+    /// Dirty bytes, in whole bits.
+    #[serde(default)]
+    pub count: u64,
+    /// Whether it takes note of writes.
+    #[serde(default)]
+    pub recording: bool,
+    /// Whether an export or a job holds it.
+    #[serde(default)]
+    pub busy: bool,
+    /// Whether QEMU was killed while it was in use: it can only be removed.
+    #[serde(default)]
+    pub inconsistent: bool,
 }
 
 /// `image` of a node.
@@ -84,6 +112,16 @@ pub struct Node {
 pub struct Image {
     /// Size that the guest sees, in bytes.
     pub virtual_size: Option<u64>,
+    /// What only its format has.
+    pub format_specific: Option<FormatSpecific>,
+}
+
+/// `format-specific` of an image.
+#[derive(Debug, Clone, Deserialize)]
+pub struct FormatSpecific {
+    /// Of a qcow2: `compat`, among others.
+    #[serde(default)]
+    pub data: Value,
 }
 
 /// One entry of `query-block`.

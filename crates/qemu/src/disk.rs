@@ -33,6 +33,30 @@ pub struct Disk {
     pub format: String,
     /// Why it is left out unless it is asked for.
     pub skip: Option<SkipReason>,
+    /// Whether a dirty bitmap can live on the node, and in its image.
+    pub bitmaps: BitmapSupport,
+}
+
+/// What kind of dirty bitmap a node can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BitmapSupport {
+    /// One that is kept in the image: qcow2 of version 3.
+    Persistent,
+    /// One that ends with QEMU.
+    Volatile,
+    /// None: nothing can be written to it.
+    No,
+}
+
+impl BitmapSupport {
+    fn of(node: &Node) -> Self {
+        let compat = || node.image.as_ref()?.format_specific.as_ref()?.data["compat"].as_str();
+        match node.drv.as_deref() {
+            _ if node.ro => Self::No,
+            Some("qcow2") if compat() != Some("0.10") => Self::Persistent,
+            _ => Self::Volatile,
+        }
+    }
 }
 
 /// Why a drive is left out of a backup of all disks.
@@ -127,9 +151,11 @@ fn of_drive(drive: Drive, nodes: &[Node]) -> Disk {
         (Some(_), true) => Some(SkipReason::Removable),
         (Some(_), false) => None,
     };
+    let bitmaps = known.or(inserted.as_ref()).map_or(BitmapSupport::No, BitmapSupport::of);
     Disk {
         name,
         node,
+        bitmaps,
         qdev: drive.qdev.filter(|qdev| !qdev.is_empty()),
         device,
         size_bytes: known.and_then(size).or_else(|| inserted.as_ref().and_then(size)).unwrap_or(0),
@@ -157,6 +183,7 @@ fn of_node(node: &Node, all: &[Node]) -> Option<Disk> {
         size_bytes: node.image.as_ref().and_then(|image| image.virtual_size)?,
         format: node.drv.clone().unwrap_or_default(),
         skip: None,
+        bitmaps: BitmapSupport::of(node),
     })
 }
 
@@ -267,6 +294,7 @@ mod tests {
             size_bytes: 1 << 20,
             format: "qcow2".to_owned(),
             skip: None,
+            bitmaps: BitmapSupport::Persistent,
         }
     }
 

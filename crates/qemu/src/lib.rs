@@ -10,6 +10,7 @@
 
 pub mod address;
 mod agent;
+mod checkpoint;
 pub mod cleanup;
 pub mod commands;
 pub mod disk;
@@ -20,18 +21,21 @@ pub mod monitor;
 mod names;
 mod nbd_server;
 pub mod offline;
+mod opening;
 mod schema;
 mod scratch;
 pub mod session;
 mod ssh;
+mod survey;
 mod tls;
 mod transaction;
 mod transport;
 mod watch;
 
 pub use address::{MonitorAddress, MonitorOptions};
+pub use checkpoint::{Checkpoint, CheckpointPlan, Ending};
 pub use cleanup::{CleanupReport, Scope, cleanup};
-pub use disk::{Disk, DiskChoice, DiskName, Selection, SkipReason};
+pub use disk::{BitmapSupport, Disk, DiskChoice, DiskName, Selection, SkipReason};
 pub use error::{Error, ErrorKind, Result};
 pub use guard::GuardCommand;
 pub use monitor::{Event, Monitor};
@@ -39,4 +43,5 @@ pub use nbd_server::NbdListen;
 pub use offline::{ImageExport, ImageRequest};
 pub use schema::Capabilities;
 pub use session::{Export, ExportSession, Quiesce, SessionRequest};
+pub use survey::Domain;
 pub use watch::Lost;

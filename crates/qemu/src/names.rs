@@ -11,6 +11,8 @@
 //! | job and export of disk *i* | `aqf-<8 hex>-<backup uuid>-<i>` |
 //! | job that makes a scratch beside a TLS monitor | `aqf-<8 hex>-format-<i>` |
 //! | NBD export name | `<backup uuid>/<disk>` |
+//! | bitmap that marks a backup's instant on a disk | `aqf-<32 hex of the repository>-<backup uuid>-<disk>` (QEMU allows 1023 bytes) |
+//! | bitmap of the changes, on the overlay | `delta` |
 //! | scratch file | `aquifer-<8 hex>-<domain>+<disk>.qcow2` |
 //! | NBD socket | `aquifer-<8 hex>-<domain>.nbd`, hashed when the path would not fit a socket address |
 
@@ -22,6 +24,10 @@ use crate::error::{Error, Result};
 pub(crate) const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// What every node, job and export of any Aquifer repository begins with.
 pub(crate) const FAMILY: &str = "aqf-";
+/// The bitmap on an overlay that names what changed since the base.
+pub(crate) const DELTA: &str = "delta";
+/// Characters of a hyphenated uuid.
+const UUID_CHARS: usize = 36;
 /// Longest file name that every file system takes.
 const FILE_NAME_BYTES_MAX: usize = 255;
 
@@ -29,6 +35,7 @@ const FILE_NAME_BYTES_MAX: usize = 255;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Names {
     prefix: String,
+    bitmap_prefix: String,
     file_prefix: String,
 }
 
@@ -41,6 +48,7 @@ impl Names {
         let short = repository[..8].to_ascii_lowercase();
         Ok(Self {
             prefix: format!("{FAMILY}{short}-"),
+            bitmap_prefix: format!("{FAMILY}{}-", repository.to_ascii_lowercase()),
             file_prefix: format!("aquifer-{short}-{}", escaped(domain)),
         })
     }
@@ -65,6 +73,19 @@ impl Names {
     /// Id of the backup job and of the export of a disk.
     pub(crate) fn session(&self, backup: &str, disk: usize) -> String {
         format!("{}{backup}-{disk}", self.prefix)
+    }
+
+    /// The bitmap that marks the instant of `backup` on the disk called `disk`.
+    pub(crate) fn bitmap(&self, backup: &str, disk: &str) -> String {
+        format!("{}{backup}-{}", self.bitmap_prefix, escaped(disk))
+    }
+
+    /// Uuid and escaped disk of a bitmap of this repository; `None` for anybody else's.
+    pub(crate) fn read_bitmap<'a>(&self, name: &'a str) -> Option<(&'a str, &'a str)> {
+        let rest = name.strip_prefix(&self.bitmap_prefix)?;
+        let (backup, disk) = (rest.get(..UUID_CHARS)?, rest.get(UUID_CHARS..)?.strip_prefix('-')?);
+        let uuid = backup.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
+        uuid.then_some((backup, disk))
     }
 
     /// Whether a file of the scratch folder is this domain's.
@@ -168,6 +189,22 @@ mod tests {
         let other = Names::new("ffffffff89abcdef0123456789abcdef", "web01").unwrap();
         assert!(!names("web01").owns(&other.overlay(0)));
         assert!(names("web01").owns(&names("web01").session("u", 0)));
+    }
+
+    #[test]
+    fn a_bitmap_names_repository_backup_and_disk_and_is_read_back() {
+        let uuid = "0190163d-8694-739b-aea5-966c26f8ad90";
+        let name = names("web01").bitmap(uuid, "virtio-disk0");
+        assert_eq!(name, format!("aqf-{REPOSITORY}-{uuid}-virtio-disk0"));
+        assert_eq!(names("web01").read_bitmap(&name), Some((uuid, "virtio-disk0")));
+        assert_eq!(names("web01").read_bitmap(&names("x").bitmap(uuid, &"ü/".repeat(99))).unwrap().0, uuid);
+        for foreign in
+            ["libvirt-1", "aqf-", &format!("aqf-{REPOSITORY}-{uuid}"), &format!("aqf-{REPOSITORY}-x-vda")]
+        {
+            assert_eq!(names("web01").read_bitmap(foreign), None, "{foreign}");
+        }
+        let other = Names::new("ffffffff89abcdef0123456789abcdef", "web01").unwrap();
+        assert_eq!(other.read_bitmap(&name), None);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 
-/// What a full backup needs of a QEMU.
+/// What a backup needs of a QEMU.
 const COMMANDS: [&str; 14] = [
     "query-named-block-nodes",
     "query-jobs",
@@ -22,6 +22,16 @@ const COMMANDS: [&str; 14] = [
     "block-export-del",
     "job-cancel",
     "job-dismiss",
+];
+
+/// What it must be able to do to all disks at one instant.
+const ACTIONS: [&str; 6] = [
+    "blockdev-backup",
+    "block-dirty-bitmap-add",
+    "block-dirty-bitmap-remove",
+    "block-dirty-bitmap-enable",
+    "block-dirty-bitmap-disable",
+    "block-dirty-bitmap-merge",
 ];
 
 /// Commands and transaction actions of one QEMU.
@@ -60,9 +70,8 @@ impl Capabilities {
     pub(crate) fn require_backup(&self, version: &str) -> Result<()> {
         let mut missing: Vec<String> =
             COMMANDS.iter().filter(|name| !self.has_command(name)).map(|name| (*name).to_owned()).collect();
-        if !self.has_action("blockdev-backup") {
-            missing.push("transaction of blockdev-backup".to_owned());
-        }
+        let actions = ACTIONS.iter().filter(|name| !self.has_action(name));
+        missing.extend(actions.map(|name| format!("transaction of {name}")));
         if missing.is_empty() {
             Ok(())
         } else {

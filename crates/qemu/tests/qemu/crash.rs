@@ -7,7 +7,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use aquifer_qemu::{ExportSession, MonitorAddress, MonitorOptions, cleanup};
+use aquifer_qemu::{Ending, ExportSession, MonitorAddress, MonitorOptions, cleanup};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::process::{Child, ChildStdout, Command};
@@ -196,7 +196,7 @@ async fn a_session_after_a_killed_one_says_what_it_removed_and_works() {
     let mut session = ExportSession::open(machine.request()).await.unwrap();
     assert!(session.warnings()[0].contains("killed run") && session.warnings()[0].contains("NBD server"));
     session.check().await.unwrap();
-    session.close().await.unwrap();
+    session.close(Ending::Failed).await.unwrap();
     assert_eq!(machine.inventory().await, before);
 }
 

@@ -4,7 +4,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use aquifer_qemu::{Error, ErrorKind, ExportSession, MonitorAddress, MonitorOptions, Quiesce, cleanup};
+use aquifer_qemu::{
+    Ending, Error, ErrorKind, ExportSession, MonitorAddress, MonitorOptions, Quiesce, cleanup,
+};
 use serde_json::json;
 
 use crate::support::{Machine, eventually, hear, qcow2, run, say, serve};
@@ -85,7 +87,7 @@ async fn the_guest_is_frozen_for_the_instant_and_thawed_after_it() {
     assert!(session.quiesced() && session.freeze_ms().unwrap() < 5000, "{:?}", session.freeze_ms());
     let heard = guest.lock().unwrap().heard.clone();
     assert_eq!(heard, ["guest-fsfreeze-status", "guest-fsfreeze-freeze", "guest-fsfreeze-thaw"]);
-    session.close().await.unwrap();
+    session.close(Ending::Failed).await.unwrap();
     assert_eq!(guest.lock().unwrap().heard.len(), 3, "a session's end asks the agent nothing");
 }
 
@@ -95,7 +97,7 @@ async fn quiesce_off_never_speaks_to_the_agent() {
     request.quiesce = Quiesce::Off;
     let session = ExportSession::open(request).await.unwrap();
     assert!(!session.quiesced() && session.freeze_ms().is_none());
-    session.close().await.unwrap();
+    session.close(Ending::Failed).await.unwrap();
     assert!(guest.lock().unwrap().heard.is_empty());
 }
 
@@ -179,7 +181,7 @@ async fn an_agent_that_is_not_there_is_a_warning_with_try_and_an_error_with_requ
         "{:?}",
         session.warnings()
     );
-    session.close().await.unwrap();
+    session.close(Ending::Failed).await.unwrap();
     request.quiesce = Quiesce::Require;
     assert!(matches!(ExportSession::open(request.clone()).await, Err(Error::NoSuchAgent { .. })));
     request.scope.agent = None;

@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test fails by panicking")]
 
+mod checkpoints;
 mod crash;
 mod freeze;
 mod image;

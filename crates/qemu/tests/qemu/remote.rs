@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use aquifer_qemu::{
-    Error, ErrorKind, ExportSession, Monitor, MonitorAddress, MonitorOptions, NbdListen, cleanup,
+    Ending, Error, ErrorKind, ExportSession, Monitor, MonitorAddress, MonitorOptions, NbdListen, cleanup,
 };
 use serde_json::json;
 use tokio::process::{Child, Command};
@@ -91,7 +91,7 @@ async fn a_session_through_ssh_pulls_and_leaves_nothing_there() {
     let image = pull(&uri, keys.path()).await;
     assert!(image[MIB as usize..2 * MIB as usize].iter().all(|&byte| byte == 9));
     session.check().await.unwrap();
-    let report = session.close().await.unwrap();
+    let report = session.close(Ending::Failed).await.unwrap();
     assert!(report.kept.is_empty(), "{report:?}");
     assert_eq!(machine.inventory().await, before);
 }
@@ -254,7 +254,7 @@ async fn a_tls_monitor_works_or_says_why_not() {
     let mut session = opened.unwrap();
     assert_eq!(pull(&session.exports()[0].uri, machine.folder.path()).await.len() as u64, 4 * MIB);
     session.check().await.unwrap();
-    let report = session.close().await.unwrap();
+    let report = session.close(Ending::Failed).await.unwrap();
     assert_eq!(report.kept.len(), 1, "{report:?}");
     let after = machine.inventory().await;
     assert_eq!((after.nodes, after.jobs, after.exports), (before.nodes, before.jobs, before.exports));

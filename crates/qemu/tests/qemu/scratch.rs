@@ -1,6 +1,6 @@
 //! A scratch that is too small, under a guest that writes without rest: the guest goes on, whoever is killed.
 
-use aquifer_qemu::{Error, ExportSession, Lost, MonitorOptions, cleanup};
+use aquifer_qemu::{Ending, Error, ExportSession, Lost, MonitorOptions, cleanup};
 use tokio::time::timeout;
 
 use crate::crash::Client;
@@ -25,7 +25,7 @@ async fn a_write_threshold_ends_the_session_before_the_guest_stops() {
         assert_ne!(event.name, "STOP");
     }
     assert!(matches!(session.check().await, Err(Error::InstantLost(Lost::ScratchFull { .. }))));
-    session.close().await.unwrap();
+    session.close(Ending::Failed).await.unwrap();
     assert_eq!(machine.inventory().await, before);
 }
 
@@ -45,7 +45,7 @@ async fn a_guest_that_stopped_for_our_scratch_goes_on() {
     assert!(names.iter().any(|name| name == "STOP"), "the guest was to stop: {names:?}");
     eventually("the guest runs", || async { machine.status().await == "running" }).await;
     machine.writes_on().await;
-    session.close().await.unwrap();
+    session.close(Ending::Failed).await.unwrap();
 }
 
 #[tokio::test]
@@ -79,7 +79,7 @@ async fn a_stop_that_is_not_ours_is_not_continued() {
     let machine = Machine::start(&[qcow2("n0", 1)]).await;
     let status = machine.status().await;
     let session = ExportSession::open(machine.request()).await.unwrap();
-    let report = session.close().await.unwrap();
+    let report = session.close(Ending::Failed).await.unwrap();
     assert!(!report.continued);
     assert_eq!(machine.status().await, status);
 }
@@ -108,5 +108,5 @@ async fn the_space_of_a_scratch_is_taken_before_the_instant() {
         scratch.blocks(),
         scratch.len()
     );
-    session.close().await.unwrap();
+    session.close(Ending::Failed).await.unwrap();
 }

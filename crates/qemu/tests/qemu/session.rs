@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use aquifer_qemu::{
-    DiskName, Error, ErrorKind, ExportSession, Lost, MonitorOptions, Scope, SkipReason, cleanup,
+    DiskName, Ending, Error, ErrorKind, ExportSession, Lost, MonitorOptions, Scope, SkipReason, cleanup,
 };
 use serde_json::json;
 use tokio::io::AsyncReadExt;
@@ -36,7 +36,7 @@ async fn several_disks_show_one_instant_while_they_are_overwritten() {
         assert!(filled(mib(0, 1), 0) && filled(mib(1, 5), pattern) && filled(mib(5, 8), 0), "{}", export.uri);
     }
     session.check().await.unwrap();
-    let report = session.close().await.unwrap();
+    let report = session.close(Ending::Failed).await.unwrap();
     assert!(report.foreign.is_empty() && !report.continued, "{report:?}");
     assert_eq!(machine.inventory().await, before);
     assert!(!machine.has_server("n0").await);
@@ -52,7 +52,7 @@ async fn a_session_can_be_opened_again_and_again() {
         assert!(session.warnings().is_empty(), "{:?}", session.warnings());
         let image = pull(&session.exports()[0].uri, machine.folder.path()).await;
         assert!(filled(&image[..MIB as usize], round));
-        session.close().await.unwrap();
+        session.close(Ending::Failed).await.unwrap();
     }
     assert_eq!(machine.inventory().await, before);
 }
@@ -68,7 +68,7 @@ async fn a_client_in_the_middle_of_its_handshake_is_waited_for_and_the_guest_goe
     let export = server_socket(&session.exports()[0].uri);
     let mut undecided = UnixStream::connect(export).await.unwrap();
     undecided.read_exact(&mut [0; 18]).await.unwrap();
-    let closing = tokio::spawn(session.close());
+    let closing = tokio::spawn(session.close(Ending::Failed));
     eventually("the session's work is ended", || async {
         let now = machine.inventory().await;
         now.nodes == before.nodes && now.jobs == before.jobs
@@ -102,7 +102,7 @@ async fn a_management_tool_that_asks_for_the_nodes_without_rest_does_no_harm() {
     for _ in 0..20 {
         let mut session = ExportSession::open(machine.request()).await.unwrap();
         session.check().await.unwrap();
-        session.close().await.unwrap();
+        session.close(Ending::Failed).await.unwrap();
     }
     assert!(!tool.is_finished());
     tool.abort();
@@ -116,7 +116,7 @@ async fn a_storage_daemon_without_devices_serves_its_nodes() {
     assert_eq!(session.exports().len(), 1);
     assert_eq!(pull(&session.exports()[0].uri, machine.folder.path()).await.len() as u64, 2 * MIB);
     session.check().await.unwrap();
-    session.close().await.unwrap();
+    session.close(Ending::Failed).await.unwrap();
 }
 
 #[tokio::test]
@@ -127,7 +127,7 @@ async fn a_disk_of_no_bytes_and_one_of_an_odd_size_are_served_whole() {
     let sizes: Vec<u64> = session.exports().iter().map(|export| export.disk.size_bytes).collect();
     assert_eq!(sizes, [0, 3 * MIB + 512]);
     assert_eq!(pull(&session.exports()[1].uri, machine.folder.path()).await.len() as u64, sizes[1]);
-    session.close().await.unwrap();
+    session.close(Ending::Failed).await.unwrap();
 }
 
 #[tokio::test]
@@ -140,7 +140,7 @@ async fn a_name_with_spaces_and_slashes_travels_through_the_uri() {
     let export = &session.exports()[0];
     assert_eq!(export.export_name, format!("{}/{name}", crate::support::BACKUP));
     assert_eq!(pull(&export.uri, machine.folder.path()).await.len() as u64, MIB);
-    session.close().await.unwrap();
+    session.close(Ending::Failed).await.unwrap();
 }
 
 #[tokio::test]
@@ -151,7 +151,7 @@ async fn empty_and_removable_drives_are_left_out_and_reported() {
     assert_eq!(session.exports().len(), 1);
     let skipped: Vec<_> = session.skipped().iter().map(|disk| (disk.name.as_str(), disk.skip)).collect();
     assert_eq!(skipped, [("cd0", Some(SkipReason::Empty))]);
-    session.close().await.unwrap();
+    session.close(Ending::Failed).await.unwrap();
 }
 
 #[tokio::test]
@@ -180,12 +180,12 @@ async fn disks_given_by_drive_are_named_by_their_device_and_a_medium_can_be_aske
     let image = pull(&session.exports()[0].uri, machine.folder.path()).await;
     assert!(session.exports()[0].disk.name == "hd" && filled(&image, b'h'));
     assert_eq!(session.skipped()[0].skip, Some(SkipReason::Removable));
-    session.close().await.unwrap();
+    session.close(Ending::Failed).await.unwrap();
     let mut request = machine.request();
     request.disks.only = vec!["cd".to_owned()];
     let session = ExportSession::open(request).await.unwrap();
     assert!(filled(&pull(&session.exports()[0].uri, machine.folder.path()).await, b'c'));
-    session.close().await.unwrap();
+    session.close(Ending::Failed).await.unwrap();
 }
 
 #[tokio::test]
@@ -260,7 +260,7 @@ async fn foreign_bitmaps_and_files_survive_a_session() {
     machine.qmp("block-dirty-bitmap-add", json!({"node": "n0", "name": "theirs", "persistent": true})).await;
     std::fs::write(machine.path("scratch/aquifer-01234567-web011+x.qcow2"), "another domain's").unwrap();
     std::fs::write(machine.path("scratch/notes.txt"), "a person's").unwrap();
-    ExportSession::open(machine.request()).await.unwrap().close().await.unwrap();
+    ExportSession::open(machine.request()).await.unwrap().close(Ending::Failed).await.unwrap();
     assert_eq!(machine.inventory().await.files.len(), 2);
     machine
         .try_qmp("block-dirty-bitmap-add", json!({"node": "n0", "name": "theirs"}))
@@ -302,7 +302,7 @@ async fn a_job_that_is_cancelled_behind_our_back_loses_the_instant() {
     let lost = timeout(PATIENCE, failed).await.unwrap();
     assert!(matches!(&lost, Lost::JobEnded { job, .. } if *job == id), "{lost}");
     assert!(matches!(session.check().await, Err(Error::InstantLost(_))));
-    session.close().await.unwrap();
+    session.close(Ending::Failed).await.unwrap();
     assert_eq!(machine.inventory().await, before);
 }
 
@@ -314,7 +314,7 @@ async fn an_export_removed_by_somebody_else_loses_the_instant() {
     let id = format!("aqf-01234567-{}-0", crate::support::BACKUP);
     machine.qmp("block-export-del", json!({"id": id, "mode": "hard"})).await;
     assert!(matches!(timeout(PATIENCE, failed).await.unwrap(), Lost::ExportGone { .. }));
-    session.close().await.unwrap();
+    session.close(Ending::Failed).await.unwrap();
 }
 
 #[tokio::test]
@@ -325,7 +325,7 @@ async fn qemu_killed_in_the_middle_is_noticed_and_its_scratch_removed() {
     machine.child.kill().await.unwrap();
     assert!(matches!(timeout(PATIENCE, failed).await.unwrap(), Lost::MonitorClosed(_)));
     assert!(session.check().await.is_err());
-    session.close().await.unwrap();
+    session.close(Ending::Failed).await.unwrap();
     assert_eq!(std::fs::read_dir(machine.path("scratch")).unwrap().count(), 0);
 }
 
@@ -339,7 +339,7 @@ async fn a_session_that_is_dropped_is_ended_by_its_guard() {
     eventually("the guard ends the session", || async { machine.inventory().await == before }).await;
     // And one that is closed sends it home.
     let session = ExportSession::open(request).await.unwrap();
-    timeout(Duration::from_secs(10), session.close()).await.unwrap().unwrap();
+    timeout(Duration::from_secs(10), session.close(Ending::Failed)).await.unwrap().unwrap();
 }
 
 #[tokio::test]

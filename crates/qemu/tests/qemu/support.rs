@@ -131,8 +131,15 @@ impl Machine {
         Self::start_as(&images, &[], command).await
     }
 
-    async fn start_as(images: &[Image], extra: &[&str], mut command: Command) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+    async fn start_as(images: &[Image], extra: &[&str], command: Command) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), images, extra, command).await
+    }
+
+    async fn start_in(folder: TempDir, images: &[Image], extra: &[&str], mut command: Command) -> Self {
+        for socket in ["qmp.sock", "test.sock"] {
+            // What a QEMU that was killed left here.
+            let _ = std::fs::remove_file(folder.path().join(socket));
+        }
         if let Ok(prefix) = std::env::var("QEMU_PREFIX") {
             for data in ["usr/share/qemu", "usr/share/seabios"] {
                 command.arg("-L").arg(Path::new(&prefix).join(data));
@@ -180,7 +187,7 @@ impl Machine {
     }
 
     async fn finish(folder: TempDir, command: &mut Command) -> Self {
-        std::fs::create_dir(folder.path().join("scratch")).unwrap();
+        std::fs::create_dir_all(folder.path().join("scratch")).unwrap();
         let log = std::fs::File::create(folder.path().join("qemu.log")).unwrap();
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).kill_on_drop(true).spawn();
         let mut child =
@@ -199,6 +206,17 @@ impl Machine {
             sleep(Duration::from_millis(10)).await;
         };
         Self { folder, child, test }
+    }
+
+    /// Ends QEMU, by its own `quit` or by a `kill`, and starts it again with the disks `n0` (qcow2) and `n1` (raw).
+    pub(crate) async fn restart(mut self, how: &str) -> Self {
+        match how {
+            "quit" => drop(self.try_qmp("quit", json!({})).await),
+            _ => self.child.start_kill().unwrap(),
+        }
+        timeout(PATIENCE, self.child.wait()).await.expect("QEMU ends").unwrap();
+        let images = [qcow2("n0", 8), raw("n1", 8)];
+        Self::start_in(self.folder, &images, &["-S"], Command::new(tool("qemu-system-x86_64"))).await
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
