@@ -1,9 +1,12 @@
-//! One disk of a backup: extents → plan → reads → processor threads → tree.
+//! One disk of a backup: regions → plan → reads → processor threads → tree.
 //!
-//! Four parts run at once, joined by bounded queues. The planner walks the extents and opens stripes; the
+//! Four parts run at once, joined by bounded queues. The planner walks the regions and opens stripes; the
 //! lanes keep every connection full of requests; the processor threads (shared by all disks) store chunks
 //! and settle them in their stripes; the tree takes finished stripes in order. None of them ever waits for
 //! the tree, and nothing here grows with the size of the disk: a bounded window of stripes is in flight.
+//!
+//! An increment is built upon its base's tree: what is not touched is neither read nor written, and costs nothing. When
+//! the base turns out to be other than the bitmap says, or cannot be read, the disk is read whole in the same backup.
 //!
 //! Invariant: the tally covers every byte of the disk exactly once, or the disk fails.
 
@@ -11,7 +14,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use aquifer_nbd::{Client, STATE_ZERO};
+use aquifer_nbd::Client;
 use aquifer_repository::format::tree::Node;
 use aquifer_repository::{
     BackupSession, BuiltTree, ChunkWriter, PlainChunk, Repository, Stored, TreeBuilder, TreeReader, TreeSpec,
@@ -21,8 +24,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
 use crate::buffers::{Buffers, Lease};
+use crate::changes::{Changes, Regions};
 use crate::error::{Error, Kind, Result};
-use crate::plan::{Action, Grid, Piece, Planner, STRIPE_CHUNKS, Status, StripePlan};
+use crate::plan::{Action, Grid, Piece, Planner, STRIPE_CHUNKS, StripePlan};
 use crate::progress::{DiskMeter, EventSink};
 use crate::settings::{REQUEST_BYTES, REQUESTS_PER_CONNECTION};
 use crate::stripe::{Change, Filling, Step, Stripe, Tally};
@@ -31,9 +35,6 @@ use crate::workers::Worker;
 
 /// Steps of one disk in flight at most: enough for every lane to be in a stripe of its own.
 const WINDOW: usize = 256;
-
-/// The context of the extents; without it everything is read.
-pub(crate) const ALLOCATION: &str = "base:allocation";
 
 /// What all disks of a job share.
 #[derive(Clone)]
@@ -50,8 +51,10 @@ pub(crate) struct Shared {
 pub(crate) struct DiskRead {
     pub(crate) name: String,
     pub(crate) client: Client,
-    /// The disk's tree in an earlier backup, which chunks are compared with first.
+    /// The disk's tree in an earlier backup, which chunks are compared with first; the base of an increment.
     pub(crate) parent: Option<TreeSpec>,
+    /// What changed since the parent, where a bitmap tells.
+    pub(crate) changes: Option<Changes>,
     pub(crate) meter: DiskMeter,
 }
 
@@ -62,6 +65,21 @@ pub(crate) struct DiskDone {
     pub(crate) tally: Tally,
     /// Nodes of the parent's tree read for the comparison.
     pub(crate) compared_nodes: u64,
+    /// Why the bitmap was not believed in the end, and the disk read whole.
+    pub(crate) doubt: Option<String>,
+}
+
+/// Why a pass over a disk ended before its end.
+enum Halt {
+    /// The bitmap or the base is not what it should be.
+    Doubt(String),
+    Failed(Error),
+}
+
+impl<E: Into<Error>> From<E> for Halt {
+    fn from(error: E) -> Self {
+        Halt::Failed(error.into())
+    }
 }
 
 /// Bytes of one request: [`REQUEST_BYTES`], or a chunk where that is larger.
@@ -69,41 +87,56 @@ pub(crate) fn request_bytes(chunk_bytes: u32) -> u32 {
     (REQUEST_BYTES / chunk_bytes.max(1)).max(1) * chunk_bytes
 }
 
-/// Reads a disk and builds its tree.
+/// Reads a disk and builds its tree: what changed, or everything when that cannot be believed.
 ///
 /// # Errors
 /// The first failure of the source, the repository or a processor thread, naming the disk.
-pub(crate) async fn read_disk(disk: DiskRead, shared: Shared) -> Result<DiskDone> {
-    let name = disk.name.clone();
-    let done = Box::pin(pipeline(disk, shared)).await;
-    done.map_err(|error| error.about(format_args!("disk {name}")).with("disk", name))
+pub(crate) async fn read_disk(mut disk: DiskRead, shared: Shared) -> Result<DiskDone> {
+    let about =
+        |error: Error| error.about(format_args!("disk {}", disk.name)).with("disk", disk.name.clone());
+    let changes = disk.changes.take();
+    let doubt = match Box::pin(pipeline(&disk, changes, &shared)).await {
+        Ok(done) => return Ok(done),
+        Err(Halt::Failed(error)) => return Err(about(error)),
+        Err(Halt::Doubt(doubt)) => doubt,
+    };
+    shared.events.warn(format!("disk {}: {doubt}; it is read whole", disk.name));
+    disk.meter.restart();
+    match Box::pin(pipeline(&disk, None, &shared)).await {
+        Ok(done) => Ok(DiskDone { doubt: Some(doubt), ..done }),
+        Err(Halt::Failed(error)) => Err(about(error)),
+        Err(Halt::Doubt(doubt)) => Err(about(Error::new(Kind::Internal, doubt))),
+    }
 }
 
-async fn pipeline(disk: DiskRead, shared: Shared) -> Result<DiskDone> {
+/// One pass over the disk.
+async fn pipeline(disk: &DiskRead, changes: Option<Changes>, shared: &Shared) -> Result<DiskDone, Halt> {
     let grid = Grid::new(disk.client.info().size_bytes, shared.session.chunk_bytes());
     let (to_lanes, requests) = async_channel::bounded(WINDOW);
     let (to_tree, steps) = async_channel::bounded(WINDOW);
-    let lanes = start_lanes(&disk.client, &requests, &shared);
+    let lanes = start_lanes(&disk.client, &requests, shared);
+    // A whole read builds its tree from nothing, and only compares.
+    let base = disk.parent.filter(|_| changes.is_some()).unwrap_or_default();
     let driver = Driver {
         grid,
         chunks_per_request: u64::from(request_bytes(shared.session.chunk_bytes())) / grid.chunk_bytes(),
-        parent: Compared::new(&shared, disk.parent),
+        parent: Compared::new(shared, disk.parent, changes.is_some()),
         window: Arc::new(Semaphore::new(WINDOW)),
         to_lanes,
         to_tree,
         sequence: 0,
     };
-    let builder = TreeBuilder::new(&shared.session, TreeSpec::default(), grid.size_bytes());
-    let (compared_nodes, (tree, tally), ()) = tokio::try_join!(
-        driver.run(&disk.client),
-        build_tree(builder, steps, &disk.meter),
-        join_lanes(lanes),
-    )?;
+    let regions = Regions::of(&disk.client, grid, changes)?;
+    let builder = TreeBuilder::new(&shared.session, base, grid.size_bytes());
+    let (compared_nodes, (tree, tally), ()) =
+        tokio::try_join!(driver.run(regions), build_tree(builder, grid, steps, &disk.meter), async {
+            Ok(join_lanes(lanes).await?)
+        },)?;
     if tally.covered_bytes() != grid.size_bytes() {
         let (covered, size) = (tally.covered_bytes(), grid.size_bytes());
-        return Err(Error::new(Kind::Internal, format!("{covered} of {size} bytes are accounted for")));
+        return Err(Error::new(Kind::Internal, format!("{covered} of {size} bytes are accounted for")).into());
     }
-    Ok(DiskDone { tree, tally, compared_nodes })
+    Ok(DiskDone { tree, tally, compared_nodes, doubt: None })
 }
 
 /// Walks the extents, opens stripes, and hands out requests.
@@ -119,34 +152,20 @@ struct Driver {
 
 impl Driver {
     /// Plans the whole disk; returns how many nodes of the parent's tree were read.
-    async fn run(mut self, client: &Client) -> Result<u64> {
+    async fn run(mut self, mut regions: Regions) -> Result<u64, Halt> {
         let mut planner = Planner::new(self.grid);
-        let size_bytes = self.grid.size_bytes();
-        if client.info().contexts.iter().any(|context| context == ALLOCATION) {
-            let mut extents = client.extents(ALLOCATION, 0..size_bytes)?;
-            while let Some(extent) = extents.next().await? {
-                let zero = extent.flags & STATE_ZERO != 0;
-                let status = if zero { Status::Zero } else { Status::Data };
-                planner.push(extent.offset, extent.bytes, status).map_err(broken_extents)?;
-                self.drain(&mut planner).await?;
-            }
-        } else if size_bytes > 0 {
-            planner.push(0, size_bytes, Status::Data).map_err(broken_extents)?;
+        while let Some(region) = regions.next().await? {
+            planner.push(region.offset, region.bytes, region.status).map_err(broken_extents)?;
             self.drain(&mut planner).await?;
         }
         planner.finish().map_err(broken_extents)?;
         Ok(self.parent.nodes_read())
     }
 
-    async fn drain(&mut self, planner: &mut Planner) -> Result<()> {
+    async fn drain(&mut self, planner: &mut Planner) -> Result<(), Halt> {
         while let Some(piece) = planner.next() {
             match piece {
-                Piece::Span { action: Action::Zero, stripes } => self.zeros(stripes).await?,
-                Piece::Span { action, stripes } => {
-                    for index in stripes {
-                        self.stripe(&StripePlan::uniform(self.grid, index, action)).await?;
-                    }
-                }
+                Piece::Span { action, stripes } => self.span(action == Action::Zero, stripes).await?,
                 Piece::Stripe(plan) => self.stripe(&plan).await?,
             }
         }
@@ -161,25 +180,30 @@ impl Driver {
         Ok((sequence, place))
     }
 
-    async fn zeros(&mut self, stripes: Range<u64>) -> Result<()> {
+    /// Whole stripes that are zeros, or the base's.
+    async fn span(&mut self, zero: bool, stripes: Range<u64>) -> Result<()> {
         let chunks =
             self.grid.stripe_chunks(stripes.start).start..self.grid.stripe_chunks(stripes.end - 1).end;
         let bytes = self.grid.bytes_of(chunks);
-        let tally = Tally { zero_bytes: bytes.end - bytes.start, ..Tally::default() };
+        let length = bytes.end - bytes.start;
+        let (tally, change) = match zero {
+            true => (Tally { zero_bytes: length, ..Tally::default() }, Change::Zeros(stripes)),
+            false => (Tally { kept_bytes: length, ..Tally::default() }, Change::Kept),
+        };
         let (sequence, place) = self.place().await?;
-        let step = Step { sequence, tally, change: Change::Zeros(stripes), place };
+        let step = Step { sequence, tally, change, differs: None, place };
         self.to_tree.send(step).await.map_err(|_| Error::cancelled())
     }
 
-    async fn stripe(&mut self, plan: &StripePlan) -> Result<()> {
+    async fn stripe(&mut self, plan: &StripePlan) -> Result<(), Halt> {
         let (sequence, place) = self.place().await?;
-        let parent = self.parent.leaf(plan.index).await;
+        let parent = self.parent.leaf(plan.index).await?;
         let (mut node, mut tally) = (Node::new(0), Tally::default());
         let mut unsettled = 0;
         for (slot, (chunk, action)) in (0..=u8::MAX).zip(plan.chunks()) {
             let bytes = self.grid.bytes_of(chunk..chunk + 1);
             match action {
-                Action::Read => unsettled += 1,
+                Action::Read | Action::Recheck => unsettled += 1,
                 Action::Zero => tally.zero_bytes += bytes.end - bytes.start,
                 Action::Keep => {
                     node.set(slot, parent.get(slot));
@@ -188,22 +212,24 @@ impl Driver {
             }
         }
         let to_tree = self.to_tree.clone();
-        let filling = Filling { sequence, leaf: plan.index, node, tally, place, unsettled, to_tree };
+        let filling =
+            Filling { sequence, leaf: plan.index, node, tally, place, unsettled, differs: None, to_tree };
         let stripe = Arc::new(Stripe::new(parent, filling));
-        for run in plan.runs().filter(|run| run.action == Action::Read) {
-            self.requests(&stripe, run.chunks).await?;
+        for run in plan.runs().filter(|run| matches!(run.action, Action::Read | Action::Recheck)) {
+            self.requests(&stripe, run.action == Action::Recheck, run.chunks).await?;
         }
         Ok(())
     }
 
     /// Cuts a run of chunks into requests.
-    async fn requests(&mut self, stripe: &Arc<Stripe>, chunks: Range<u64>) -> Result<()> {
+    async fn requests(&mut self, stripe: &Arc<Stripe>, recheck: bool, chunks: Range<u64>) -> Result<()> {
         let mut first = chunks.start;
         while first < chunks.end {
             let next = chunks.end.min(first + self.chunks_per_request);
             let bytes = self.grid.bytes_of(first..next);
             let request = Request {
                 stripe: Arc::clone(stripe),
+                recheck,
                 first_slot: slot_of(first),
                 offset: bytes.start,
                 bytes: usize::try_from(bytes.end - bytes.start).map_err(|_| Error::cancelled())?,
@@ -226,29 +252,33 @@ fn broken_extents(error: crate::plan::PlanError) -> Error {
         .hint_or("the NBD server describes its export wrongly: report it there")
 }
 
-/// The parent's leaves, as far as they can be read. The comparison only saves work: what cannot be read is
-/// found through the index, or stored again, which heals it.
+/// The parent's leaves. For a whole read they only save work: what cannot be read is found through the index, or
+/// stored again, which heals it. An increment keeps parts of them, and cannot do without.
 struct Compared {
     reader: Option<TreeReader>,
+    needed: bool,
     events: EventSink,
     nodes_before: u64,
 }
 
 impl Compared {
-    fn new(shared: &Shared, parent: Option<TreeSpec>) -> Self {
+    fn new(shared: &Shared, parent: Option<TreeSpec>, needed: bool) -> Self {
         let reader = parent.map(|tree| TreeReader::new(&shared.repository, tree));
-        Compared { reader, events: shared.events.clone(), nodes_before: 0 }
+        Compared { reader, needed, events: shared.events.clone(), nodes_before: 0 }
     }
 
-    async fn leaf(&mut self, leaf: u64) -> Node {
-        let Some(reader) = &mut self.reader else { return Node::new(0) };
+    async fn leaf(&mut self, leaf: u64) -> Result<Node, Halt> {
+        let Some(reader) = &mut self.reader else { return Ok(Node::new(0)) };
         match reader.leaf(leaf).await {
-            Ok(node) => node,
+            Ok(node) => Ok(node),
+            Err(error) if self.needed => {
+                Err(Halt::Doubt(format!("the earlier backup cannot be read: {error}")))
+            }
             Err(error) => {
                 self.events.warn(format!("the earlier backup cannot be compared with from here on: {error}"));
                 self.nodes_before = reader.nodes_read();
                 self.reader = None;
-                Node::new(0)
+                Ok(Node::new(0))
             }
         }
     }
@@ -261,6 +291,7 @@ impl Compared {
 /// One request to the source.
 struct Request {
     stripe: Arc<Stripe>,
+    recheck: bool,
     first_slot: u8,
     offset: u64,
     bytes: usize,
@@ -293,6 +324,7 @@ async fn lane(client: Client, requests: Receiver<Request>, shared: Shared) -> Re
         let batch = Batch {
             lease,
             stripe: request.stripe,
+            recheck: request.recheck,
             first_slot: request.first_slot,
             chunk_bytes: usize::try_from(shared.session.chunk_bytes()).unwrap_or(usize::MAX),
         };
@@ -307,16 +339,25 @@ async fn lane(client: Client, requests: Receiver<Request>, shared: Shared) -> Re
 /// Takes finished stripes in order into the tree.
 async fn build_tree(
     mut builder: TreeBuilder,
+    grid: Grid,
     steps: Receiver<Step>,
     meter: &DiskMeter,
-) -> Result<(BuiltTree, Tally)> {
+) -> Result<(BuiltTree, Tally), Halt> {
     let mut waiting = BTreeMap::new();
     let (mut next, mut total) = (0, Tally::default());
     while let Ok(step) = steps.recv().await {
         waiting.insert(step.sequence, step);
-        while let Some(Step { tally, change, place, .. }) = waiting.remove(&next) {
+        while let Some(Step { tally, change, place, differs, .. }) = waiting.remove(&next) {
             next += 1;
+            if let (Some(slot), Change::Leaf(leaf, _)) = (differs, &change) {
+                let chunk = leaf * STRIPE_CHUNKS + u64::from(slot);
+                let offset = grid.bytes_of(chunk..chunk + 1).start;
+                return Err(Halt::Doubt(format!(
+                    "bitmap wrong: the chunk at byte {offset} is not the earlier backup's, and not marked as changed"
+                )));
+            }
             match change {
+                Change::Kept => {}
                 Change::Leaf(leaf, node) => builder.set_leaf(leaf, node).await?,
                 Change::Zeros(leaves) => builder.clear(leaves).await?,
             }
@@ -332,6 +373,7 @@ async fn build_tree(
 pub(crate) struct Batch {
     lease: Lease,
     stripe: Arc<Stripe>,
+    recheck: bool,
     first_slot: u8,
     chunk_bytes: usize,
 }
@@ -369,9 +411,12 @@ impl Worker for Sealer {
         let mut stored = self.stored.iter();
         for batch in batches.drain(..) {
             let settled = batch.chunks().zip(&mut stored);
-            batch.stripe.settle(settled.map(|((slot, bytes), stored)| {
-                (slot, u64::try_from(bytes.len()).unwrap_or(u64::MAX), *stored)
-            }));
+            batch.stripe.settle(
+                batch.recheck,
+                settled.map(|((slot, bytes), stored)| {
+                    (slot, u64::try_from(bytes.len()).unwrap_or(u64::MAX), *stored)
+                }),
+            );
         }
         Ok(())
     }

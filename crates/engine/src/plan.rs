@@ -5,7 +5,7 @@
 //! window of a disk, however large that is.
 //!
 //! Invariant: a chunk is `Zero` only if the source promised that *every* byte of it reads as zero, and
-//! `Keep` only if it promised that every byte is unchanged since the parent. Anything else is read.
+//! `Keep` or `Recheck` only if it promised that every byte is unchanged since the base. Anything else is read.
 
 use std::ops::Range;
 
@@ -67,19 +67,23 @@ pub enum Status {
     Data,
     /// Reads as zero (`NBD_STATE_ZERO`; `NBD_STATE_HOLE` alone promises nothing).
     Zero,
-    /// Unchanged since the parent backup (a clean dirty bitmap).
+    /// Unchanged since the base (a clean dirty bitmap).
     Clean,
+    /// The same of a whole chunk, and drawn to be read all the same, so that the bitmap is not only believed.
+    Drawn,
 }
 
 /// What to do with one chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Take the parent's chunk without reading.
+    /// Take the base's chunk without reading.
     Keep,
     /// Note a zero chunk without reading.
     Zero,
     /// Read it.
     Read,
+    /// Read it, and prove that it is the base's chunk.
+    Recheck,
 }
 
 /// Consecutive chunks with one action.
@@ -114,11 +118,6 @@ pub struct StripePlan {
 }
 
 impl StripePlan {
-    /// A stripe whose chunks all have the same action.
-    pub fn uniform(grid: Grid, index: u64, action: Action) -> Self {
-        StripePlan { index, actions: grid.stripe_chunks(index).map(|_| action).collect() }
-    }
-
     /// Each chunk's number on the disk and its action, in order.
     pub fn chunks(&self) -> impl Iterator<Item = (u64, Action)> + '_ {
         (self.index * STRIPE_CHUNKS..).zip(self.actions.iter().copied())
@@ -167,6 +166,7 @@ pub enum PlanError {
 const SAW_DATA: u8 = 1;
 const SAW_ZERO: u8 = 2;
 const SAW_CLEAN: u8 = 4;
+const SAW_DRAWN: u8 = 8;
 
 /// Turns regions into pieces. Feed with [`Planner::push`], drain with [`Planner::next`] until it says
 /// `None`, feed again; [`Planner::finish`] proves that the whole disk was described.
@@ -246,7 +246,7 @@ impl Planner {
     /// Whole stripes inside the current region that need no read.
     fn take_span(&mut self) -> Option<Piece> {
         let action = match self.status {
-            Status::Data => return None,
+            Status::Data | Status::Drawn => return None,
             Status::Zero => Action::Zero,
             Status::Clean => Action::Keep,
         };
@@ -275,12 +275,14 @@ impl Planner {
             Status::Data => SAW_DATA,
             Status::Zero => SAW_ZERO,
             Status::Clean => SAW_CLEAN,
+            Status::Drawn => SAW_DRAWN,
         };
         self.planned = self.described.min(chunk_end);
         if self.planned == chunk_end {
             self.actions.push(match self.seen {
                 SAW_ZERO => Action::Zero,
                 SAW_CLEAN => Action::Keep,
+                SAW_DRAWN => Action::Recheck,
                 _ => Action::Read,
             });
             self.seen = 0;
@@ -297,7 +299,7 @@ impl Planner {
         self.stripe += 1;
         let actions = std::mem::take(&mut self.actions);
         if let Some(&first) = actions.first()
-            && first != Action::Read
+            && matches!(first, Action::Keep | Action::Zero)
             && actions.iter().all(|&action| action == first)
         {
             return Some(Piece::Span { action: first, stripes: index..index + 1 });

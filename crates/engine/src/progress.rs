@@ -146,6 +146,12 @@ pub(crate) struct DiskMeter {
 }
 
 impl DiskMeter {
+    /// Begins again from the first byte.
+    pub(crate) fn restart(&self) {
+        let done = self.done_bytes.swap(0, Ordering::Relaxed);
+        self.meter.done_bytes.fetch_sub(done, Ordering::Relaxed);
+    }
+
     /// Adds `bytes`, and tells the caller when it is time to.
     pub(crate) fn add(&self, bytes: u64) {
         self.meter.done_bytes.fetch_add(bytes, Ordering::Relaxed);

@@ -21,8 +21,10 @@ pub(crate) struct Tally {
     pub(crate) new_bytes: u64,
     /// Bytes that the new ones take in packs.
     pub(crate) stored_bytes: u64,
-    /// Bytes read from the source.
+    /// Bytes read from the source because they may have changed.
     pub(crate) read_bytes: u64,
+    /// Bytes read although they were said to be unchanged.
+    pub(crate) rechecked_bytes: u64,
 }
 
 impl Tally {
@@ -34,6 +36,7 @@ impl Tally {
         self.new_bytes += other.new_bytes;
         self.stored_bytes += other.stored_bytes;
         self.read_bytes += other.read_bytes;
+        self.rechecked_bytes += other.rechecked_bytes;
     }
 
     /// Bytes of disk that it accounts for.
@@ -65,6 +68,8 @@ pub(crate) struct Step {
     pub(crate) tally: Tally,
     /// What to do.
     pub(crate) change: Change,
+    /// A slot whose chunk is not the base's, although it was said to be unchanged.
+    pub(crate) differs: Option<u8>,
     /// Its place in the window of steps in flight.
     pub(crate) place: OwnedSemaphorePermit,
 }
@@ -76,6 +81,8 @@ pub(crate) enum Change {
     Leaf(u64, Node),
     /// Make all of these leaves zeros.
     Zeros(Range<u64>),
+    /// Leave leaves as they are in the base.
+    Kept,
 }
 
 /// A stripe with chunks still to settle.
@@ -100,6 +107,8 @@ pub(crate) struct Filling {
     pub(crate) place: OwnedSemaphorePermit,
     /// Chunks still to settle.
     pub(crate) unsettled: usize,
+    /// See [`Step::differs`].
+    pub(crate) differs: Option<u8>,
     /// Where the finished stripe goes; has room for the whole window.
     pub(crate) to_tree: Sender<Step>,
 }
@@ -108,7 +117,7 @@ impl Stripe {
     /// A stripe whose place in the parent backup holds `parent`. Without unsettled chunks it is finished at once.
     pub(crate) fn new(parent: Node, filling: Filling) -> Self {
         let stripe = Stripe { parent, filling: Mutex::new(Some(filling)) };
-        stripe.settle(std::iter::empty());
+        stripe.settle(false, std::iter::empty());
         stripe
     }
 
@@ -117,21 +126,31 @@ impl Stripe {
         self.parent.get(slot)
     }
 
-    /// Settles chunks that were read: slot in the leaf, plain bytes, and what became of them.
-    pub(crate) fn settle(&self, chunks: impl Iterator<Item = (u8, u64, Stored)>) {
+    /// Settles chunks that were read: slot in the leaf, plain bytes, and what became of them. With `recheck` each must be
+    /// the base's.
+    pub(crate) fn settle(&self, recheck: bool, chunks: impl Iterator<Item = (u8, u64, Stored)>) {
         let mut guard = self.filling.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(filling) = guard.as_mut() else { return };
         for (slot, bytes, stored) in chunks {
             filling.node.set(slot, stored.id());
-            filling.tally.note(bytes, &stored);
+            if recheck {
+                filling.tally.rechecked_bytes += bytes;
+                filling.tally.kept_bytes += bytes;
+                if stored.id() != self.parent(slot) {
+                    filling.differs.get_or_insert(slot);
+                }
+            } else {
+                filling.tally.note(bytes, &stored);
+            }
             filling.unsettled = filling.unsettled.saturating_sub(1);
         }
         if filling.unsettled > 0 {
             return;
         }
-        if let Some(Filling { sequence, leaf, node, tally, place, to_tree, .. }) = guard.take() {
+        if let Some(Filling { sequence, leaf, node, tally, differs, place, to_tree, .. }) = guard.take() {
             // The queue has room for the whole window, and is closed only when the disk has failed already.
-            let _ = to_tree.try_send(Step { sequence, tally, change: Change::Leaf(leaf, node), place });
+            let _ =
+                to_tree.try_send(Step { sequence, tally, change: Change::Leaf(leaf, node), differs, place });
         }
     }
 }
@@ -149,7 +168,7 @@ mod tests {
         let place = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
         let (to_tree, tree) = async_channel::bounded(1);
         let (node, tally) = (Node::new(0), Tally::default());
-        (Filling { sequence: 0, leaf: 3, node, tally, place, unsettled, to_tree }, tree)
+        (Filling { sequence: 0, leaf: 3, node, tally, place, unsettled, differs: None, to_tree }, tree)
     }
 
     #[tokio::test]
@@ -157,9 +176,9 @@ mod tests {
         let (filling, tree) = filling(3).await;
         let stripe = Stripe::new(Node::new(0), filling);
         let id = ChunkId([7; 32]);
-        stripe.settle([(9, 100, Stored::New { id, stored_bytes: 40 })].into_iter());
+        stripe.settle(false, [(9, 100, Stored::New { id, stored_bytes: 40 })].into_iter());
         assert!(tree.is_empty());
-        stripe.settle([(0, 100, Stored::Zero), (255, 50, Stored::Kept(id))].into_iter());
+        stripe.settle(false, [(0, 100, Stored::Zero), (255, 50, Stored::Kept(id))].into_iter());
         let step = tree.try_recv().unwrap();
         let Change::Leaf(3, node) = step.change else { panic!("{:?}", step.change) };
         assert_eq!((node.get(9), node.get(0), node.get(255)), (Some(id), None, Some(id)));
@@ -173,5 +192,22 @@ mod tests {
         let (filling, tree) = filling(0).await;
         drop(Stripe::new(Node::new(0), filling));
         assert!(matches!(tree.try_recv().unwrap().change, Change::Leaf(3, _)));
+    }
+
+    #[tokio::test]
+    async fn a_rechecked_chunk_is_kept_and_one_that_differs_is_told() {
+        let (same, other) = (ChunkId([7; 32]), ChunkId([8; 32]));
+        let mut parent = Node::new(0);
+        parent.set(1, Some(same));
+        for (now, differs) in
+            [(Stored::Kept(same), None), (Stored::Known(other), Some(1)), (Stored::Zero, Some(1))]
+        {
+            let (filling, tree) = filling(1).await;
+            Stripe::new(parent.clone(), filling).settle(true, [(1, 100, now)].into_iter());
+            let step = tree.try_recv().unwrap();
+            assert_eq!(step.differs, differs);
+            let tally = step.tally;
+            assert_eq!((tally.rechecked_bytes, tally.read_bytes, tally.covered_bytes()), (100, 0, 100));
+        }
     }
 }

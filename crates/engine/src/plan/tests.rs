@@ -32,6 +32,8 @@ fn model(grid: Grid, regions: &[(u64, Status)]) -> Vec<Action> {
                 Action::Zero
             } else if chunk.iter().all(|&status| status == Status::Clean) {
                 Action::Keep
+            } else if chunk.iter().all(|&status| status == Status::Drawn) {
+                Action::Recheck
             } else {
                 Action::Read
             }
@@ -48,7 +50,7 @@ fn flatten(grid: Grid, pieces: &[Piece]) -> Vec<Action> {
             Piece::Span { action, stripes } => {
                 assert_eq!(stripes.start, next);
                 assert!(stripes.end > stripes.start);
-                assert_ne!(*action, Action::Read);
+                assert!(matches!(action, Action::Keep | Action::Zero));
                 for stripe in stripes.clone() {
                     actions.extend(grid.stripe_chunks(stripe).map(|_| *action));
                 }
