@@ -18,6 +18,7 @@ mod backups;
 mod checkpoints;
 mod dedup;
 mod error;
+mod fate;
 mod index_sync;
 mod init;
 mod journal;
@@ -38,6 +39,7 @@ mod rebuild;
 mod repository;
 mod session;
 mod settings;
+mod silence;
 mod state_dir;
 mod stats;
 mod trees;
@@ -67,6 +69,7 @@ pub use aquifer_index::Location;
 
 pub use backups::BackupInfo;
 pub use error::{Error, Result};
+pub use fate::Fate;
 pub use index_sync::RebuildProgress;
 pub use init::InitOptions;
 pub use keys::KeySlot;
@@ -77,12 +80,13 @@ pub use rebuild::RebuildFrom;
 pub use repository::{Access, Repository, RepositoryInfo, Secret, Stores};
 pub use session::{BackupSession, BeginBackup, Committed};
 pub use settings::Settings;
+pub use silence::FENCE_AFTER;
 pub use stats::RepositoryStats;
 pub use trees::{BuiltTree, LEAF_CHUNKS, TreeBuilder, TreeReader, TreeSpec};
 pub use verify::{
     DAMAGE_MAX, Damage, DamagedObject, FOREIGN_MAX, RANGES_MAX, Touched, VerifyLevel, VerifyProgress,
     VerifyReport, VerifyRequest,
 };
-pub use world::World;
+pub use world::{BootClock, World};
 pub use writer::{ChunkWriter, PlainChunk, Stored};
 pub use zero::is_zero;

@@ -8,6 +8,7 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use aquifer_format::id::{PackName, SessionId};
 use aquifer_format::log::{Body, SessionKind, State};
@@ -34,6 +35,24 @@ pub struct BeginBackup {
     pub domain: String,
     /// The backup that this one is read against; it is pinned.
     pub parent: Option<Uuid>,
+    /// Backups whose trees this one keeps parts of; they are pinned like the parent, which need not be among them.
+    pub bases: Vec<Uuid>,
+    /// How long the heartbeat of another host's session of the domain must stand still before that session is ended as
+    /// dead ([`crate::FENCE_AFTER`] unless the caller knows better); zero ends it at once.
+    pub fence_after: Duration,
+}
+
+impl BeginBackup {
+    /// The backups that must stay until this one is committed, each once: the parent, then the bases.
+    pub(crate) fn pins(&self) -> Vec<Uuid> {
+        let mut pins: Vec<Uuid> = Vec::with_capacity(1 + self.bases.len());
+        for pin in self.parent.iter().chain(&self.bases) {
+            if !pins.contains(pin) {
+                pins.push(*pin);
+            }
+        }
+        pins
+    }
 }
 
 /// A backup that exists from here on.
@@ -59,11 +78,14 @@ pub struct BackupSession {
 }
 
 impl Repository {
-    /// Begins a backup (W1): when this returns, the `Open` is durable and the parent is pinned.
+    /// Begins a backup (W1): when this returns, the `Open` is durable and the parent and the bases are pinned. A session
+    /// of the same domain that this host knows to be dead is ended first, and one of another host that was silent for
+    /// [`BeginBackup::fence_after`].
     ///
     /// # Errors
-    /// [`Error::ReadOnly`]; [`Error::UnknownBackup`] for the parent; [`Error::DomainBusy`] while another session backs
-    /// the domain up; those of the log.
+    /// [`Error::ReadOnly`]; [`Error::UnknownBackup`] for the parent or a base; [`Error::BaseForgotten`];
+    /// [`Error::BackupExists`]; [`Error::DomainBusy`] while another session backs the domain up; those of the log, and
+    /// of the pack store and the state folder when a heartbeat is looked at.
     pub async fn begin_backup(self: &Arc<Self>, begin: BeginBackup) -> Result<Arc<BackupSession>> {
         if self.access != Access::Write {
             return Err(Error::ReadOnly);
@@ -72,7 +94,8 @@ impl Repository {
             kind: SessionKind::Backup,
             domain: Some(begin.domain.clone()),
             backup: Some(begin.backup),
-            pins: begin.parent.into_iter().collect(),
+            pins: begin.pins(),
+            alone: Some(begin.fence_after),
         };
         let presence = self.open_session(purpose, |state| may_begin(state, &begin)).await?;
         // Others may have published since the index was opened; deduplication is better for knowing.
@@ -95,24 +118,19 @@ impl Repository {
     }
 }
 
-/// Whether a backup may begin on this state.
+/// Whether a backup may begin on this state, if no other session is in its way.
 fn may_begin(state: &State, begin: &BeginBackup) -> Result<()> {
-    if let Some(parent) = begin.parent.filter(|parent| !state.backups().contains_key(parent)) {
-        return Err(Error::UnknownBackup { wanted: parent.to_string() });
+    if let Some(pin) = begin.pins().iter().find(|pin| !state.backups().contains_key(pin)) {
+        return Err(Error::UnknownBackup { wanted: pin.to_string() });
+    }
+    let forgotten = |base: &&Uuid| state.backups().get(base).is_some_and(|backup| backup.forgotten.is_some());
+    if let Some(base) = begin.bases.iter().find(forgotten) {
+        return Err(Error::BaseForgotten { backup: *base });
     }
     if state.backups().contains_key(&begin.backup) {
         return Err(Error::BackupExists { backup: begin.backup });
     }
-    let same = |open: &aquifer_format::log::OpenSession| {
-        open.kind == SessionKind::Backup && open.domain.as_ref() == Some(&begin.domain)
-    };
-    match state.sessions().iter().find(|(_, open)| same(open)) {
-        Some((session, open)) => {
-            let (domain, host) = (begin.domain.clone(), open.host.clone());
-            Err(Error::DomainBusy { domain, session: *session, host })
-        }
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 impl BackupSession {
@@ -192,8 +210,9 @@ impl BackupSession {
         Err(Error::LogBusy { tries: COMMIT_TRIES })
     }
 
-    fn check_pins(&self, state: &State) -> Result<()> {
-        match self.begun.parent.filter(|parent| !state.backups().contains_key(parent)) {
+    /// An error unless every backup that this one builds on is in `state`.
+    pub(crate) fn check_pins(&self, state: &State) -> Result<()> {
+        match self.begun.pins().into_iter().find(|pin| !state.backups().contains_key(pin)) {
             Some(backup) => Err(Error::PinLost { backup }),
             None => Ok(()),
         }
