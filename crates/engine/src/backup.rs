@@ -7,10 +7,13 @@
 //! Invariant: an outcome is returned if and only if the backup is committed.
 
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::sync::Arc;
 
+use aquifer_qemu::{Domain, Ending};
 use aquifer_repository::format::record::{
-    Definition, DefinitionKind, DiskRecord, DomainRecord, Mode, QuiesceRecord, RECORD_VERSION, Record,
+    BitmapRecord, Definition, DefinitionKind, DiskRecord, DomainRecord, Mode, QuiesceRecord, RECORD_VERSION,
+    Record,
 };
 use aquifer_repository::{BackupSession, BeginBackup, Committed};
 use tokio::task::JoinSet;
@@ -20,13 +23,16 @@ use uuid::Uuid;
 use crate::Running;
 use crate::backup_disk::{Batch, DiskDone, DiskRead, Sealer, Shared, read_disk, request_bytes};
 use crate::buffers::Buffers;
+use crate::changes::Changes;
 use crate::clock::new_uuid;
+use crate::draw::Draw;
 use crate::error::{Error, Kind, Result};
-use crate::parents::{Parent, Parents};
+use crate::lineage::{Descent, Facts};
+use crate::plan::Grid;
 use crate::progress::{Event, Meter, memory_peak_bytes};
 use crate::request::{BackupOutcome, BackupRequest, BackupState, DiskOutcome, Source};
 use crate::settings::JobContext;
-use crate::source::{OpenSource, check_name};
+use crate::source::{OpenSource, SourceDisk, check_name};
 use crate::throttle::Throttle;
 use crate::workers::Workers;
 
@@ -45,19 +51,22 @@ async fn run(context: &JobContext, request: BackupRequest) -> Result<BackupOutco
     request.source.check_names()?;
     let uuid = request.uuid.unwrap_or_else(|| new_uuid(&*context.world));
     context.repository.refresh().await?;
-    let parents = Parents::find(context, &request).await;
-    let session = context
-        .repository
-        .begin_backup(BeginBackup {
-            backup: uuid,
-            domain: request.domain.clone(),
-            parent: parents.newest(),
-            bases: Vec::new(),
-            fence_after: request.fence_after,
-        })
-        .await?;
-    let job = Job { context, request: &request, uuid, parents, session: Arc::clone(&session) };
-    match Box::pin(job.run()).await {
+    let about = |error: Error| error.about(format_args!("domain {}", request.domain));
+    let domain = OpenSource::look(context, &request, uuid).await.map_err(about)?;
+    let facts = Facts::gather(context, &request, domain.as_deref()).await;
+    let expected = facts.descents(&request.source, domain.as_deref(), true)?;
+    let bases: Vec<Uuid> = expected.iter().filter_map(|descent| descent.base).collect();
+    let parent = facts.parent(&expected);
+    let begin = BeginBackup {
+        backup: uuid,
+        domain: request.domain.clone(),
+        parent,
+        bases: bases.clone(),
+        fence_after: request.fence_after,
+    };
+    let session = context.repository.begin_backup(begin).await?;
+    let job = Job { context, request: &request, uuid, parent, bases, session: Arc::clone(&session) };
+    match Box::pin(job.run(domain, facts)).await {
         Ok(made) => Ok(made.outcome(context, request.domain, started_ms)),
         // Nothing is undone while the outcome is unknown: the next run looks.
         Err(error) if outcome_unknown(&error) => Err(error),
@@ -118,6 +127,7 @@ struct Reading {
     node: String,
     mode: Mode,
     reason: Option<String>,
+    bitmap: Option<BitmapRecord>,
     read: DiskRead,
 }
 
@@ -125,14 +135,19 @@ struct Job<'a> {
     context: &'a JobContext,
     request: &'a BackupRequest,
     uuid: Uuid,
-    parents: Parents,
+    parent: Option<Uuid>,
+    /// What the session has pinned to build upon.
+    bases: Vec<Uuid>,
     session: Arc<BackupSession>,
 }
 
 impl Job<'_> {
     /// Everything between the open session and the commit.
-    async fn run(&self) -> Result<Made> {
+    async fn run(&self, domain: Option<Box<Domain>>, mut facts: Facts) -> Result<Made> {
         let context = self.context;
+        facts.settle_fates(context);
+        let descents = facts.descents(&self.request.source, domain.as_deref(), false)?;
+        self.check_pinned(&descents)?;
         let request_bytes = request_bytes(self.session.chunk_bytes());
         let transit_bytes = context.settings.transit_bytes(request_bytes);
         let queue = usize::try_from(transit_bytes / u64::from(request_bytes)).unwrap_or(usize::MAX);
@@ -143,8 +158,8 @@ impl Job<'_> {
             return Err(Error::cancelled());
         }
         // Not raced against the cancel token: a half-open QEMU session must be whole to be taken away.
-        let request = self.request;
-        let source = OpenSource::open(context, &request.source, &request.domain, self.uuid).await?;
+        let plans = descents.iter().map(|descent| descent.plan.clone()).collect();
+        let source = OpenSource::open(context, &self.request.source, domain, plans).await?;
         source.warnings.iter().for_each(|warning| context.events.warn(warning));
         let shared = Shared {
             repository: Arc::clone(&context.repository),
@@ -154,13 +169,23 @@ impl Job<'_> {
             throttle: Arc::new(Throttle::new(context.settings.read_limit_bytes)),
             events: context.events.clone(),
         };
-        match Box::pin(self.read(&source, shared, &failed)).await {
+        let readings = self.connect(&source, descents, facts.granularity_bytes());
+        match Box::pin(self.read(&source, readings, shared, &failed)).await {
             Ok(disks) => self.commit(source, workers, disks).await,
             Err(error) => {
                 // The guest first: its session ends before the threads have ended their work.
-                self.close(source, "the backup failed").await;
+                self.close(source, Ending::Failed).await;
                 Err(workers.finish().await.err().unwrap_or(error))
             }
+        }
+    }
+
+    /// Nothing may be built upon that is not pinned: another session was faster between the first look and ours.
+    fn check_pinned(&self, descents: &[Descent]) -> Result<()> {
+        match descents.iter().filter_map(|descent| descent.base).find(|base| !self.bases.contains(base)) {
+            None => Ok(()),
+            Some(base) => Err(Error::new(Kind::Conflict, format!("backup {base} was committed meanwhile"))
+                .hint("run the backup again")),
         }
     }
 
@@ -168,6 +193,7 @@ impl Job<'_> {
     async fn read(
         &self,
         source: &OpenSource,
+        readings: impl Future<Output = Result<Vec<Reading>>> + Send,
         shared: Shared,
         failed: &CancellationToken,
     ) -> Result<Vec<Told>> {
@@ -177,7 +203,7 @@ impl Job<'_> {
             error = source.lost() => Err(self.about_domain(error)),
             // The thread's own error takes the place of this one.
             () = failed.cancelled() => Err(Error::new(Kind::Internal, "a processor thread failed")),
-            done = self.disks(source, shared) => {
+            done = self.disks(readings, shared) => {
                 done.map_err(|error| error.about(format_args!("domain {}", self.request.domain)))
             }
         }
@@ -192,17 +218,15 @@ impl Job<'_> {
             .hint_or("run the backup again; the disks of a domain that has ended are backed up with --image")
     }
 
-    async fn disks(&self, source: &OpenSource, shared: Shared) -> Result<Vec<Told>> {
-        let readings = self.connect(source).await?;
+    async fn disks(
+        &self,
+        readings: impl Future<Output = Result<Vec<Reading>>> + Send,
+        shared: Shared,
+    ) -> Result<Vec<Told>> {
         let mut running = JoinSet::new();
-        for (at, reading) in readings.into_iter().enumerate() {
+        for (at, reading) in readings.await?.into_iter().enumerate() {
             let shared = shared.clone();
-            running.spawn(async move {
-                let Reading { node, mode, reason, read } = reading;
-                let (name, size_bytes) = (read.name.clone(), read.client.info().size_bytes);
-                let done = read_disk(read, shared).await?;
-                Ok::<_, Error>((at, told(name, node, size_bytes, mode, reason, &done)))
-            });
+            running.spawn(async move { Ok::<_, Error>((at, reading.run(shared).await?)) });
         }
         let mut done = BTreeMap::new();
         while let Some(ended) = running.join_next().await {
@@ -212,27 +236,48 @@ impl Job<'_> {
         Ok(done.into_values().collect())
     }
 
-    async fn connect(&self, source: &OpenSource) -> Result<Vec<Reading>> {
+    async fn connect(
+        &self,
+        source: &OpenSource,
+        descents: Vec<Descent>,
+        granularity_bytes: u64,
+    ) -> Result<Vec<Reading>> {
+        let context = self.context;
         let mut clients = Vec::with_capacity(source.disks.len());
-        for disk in &source.disks {
-            clients.push((disk, OpenSource::connect(self.context, disk).await?));
+        for (disk, descent) in source.disks.iter().zip(descents) {
+            clients.push((disk, descent, OpenSource::connect(context, disk).await?));
         }
         let sizes: BTreeMap<String, u64> =
-            clients.iter().map(|(disk, client)| (disk.name.clone(), client.info().size_bytes)).collect();
-        let meter = Meter::new(self.context.events.clone(), sizes.values().sum());
-        self.context.events.send(Event::Started {
+            clients.iter().map(|(disk, _, client)| (disk.name.clone(), client.info().size_bytes)).collect();
+        let meter = Meter::new(context.events.clone(), sizes.values().sum());
+        context.events.send(Event::Started {
             uuid: self.uuid,
             domain: self.request.domain.clone(),
             disks: sizes,
-            memory_bytes: self.context.settings.memory_bytes,
+            memory_bytes: context.settings.memory_bytes,
         });
-        let reading = |(disk, client): (&crate::source::SourceDisk, aquifer_nbd::Client)| {
-            let Parent { mode, reason, tree } = self.parents.of(&disk.name, self.request);
-            let meter = meter.disk(&disk.name, client.info().size_bytes);
-            let read = DiskRead { name: disk.name.clone(), client, parent: tree, meter };
-            Reading { node: disk.node.clone(), mode, reason, read }
+        let reading = |(disk, descent, client): (&SourceDisk, Descent, aquifer_nbd::Client)| {
+            let size_bytes = client.info().size_bytes;
+            let bitmap = disk.checkpoint.clone().map(|name| BitmapRecord { name, granularity_bytes });
+            let changes = descent.base.zip(descent.tree).zip(disk.changes.clone());
+            let changes = changes.map(|((_, tree), context)| Changes {
+                context,
+                base_bytes: tree.size_bytes,
+                draw: self.draw(size_bytes),
+            });
+            let meter = meter.disk(&disk.name, size_bytes);
+            let read = DiskRead { name: disk.name.clone(), client, parent: descent.tree, changes, meter };
+            Reading { node: disk.node.clone(), mode: descent.mode, reason: descent.reason, bitmap, read }
         };
         Ok(clients.into_iter().map(reading).collect())
+    }
+
+    /// The sample of a disk's unchanged chunks that is read all the same.
+    fn draw(&self, size_bytes: u64) -> Draw {
+        let mut seed = [0; 8];
+        self.context.world.random(&mut seed);
+        let grid = Grid::new(size_bytes, self.session.chunk_bytes());
+        Draw::new(self.request.recheck_ppm, grid, u64::from_le_bytes(seed))
     }
 
     /// Everything after the last read.
@@ -255,8 +300,12 @@ impl Job<'_> {
         };
         let freeze_ms = source.freeze_ms;
         let mut warnings = std::mem::take(&mut source.warnings);
-        let outcome = if committed.is_ok() { "the backup is committed" } else { "the backup failed" };
-        warnings.extend(self.close(source, outcome).await);
+        let ending = match &committed {
+            Ok(_) => Ending::Committed,
+            Err(error) if outcome_unknown(error) => Ending::Unknown,
+            Err(_) => Ending::Failed,
+        };
+        warnings.extend(self.close(source, ending).await);
         let committed = committed?;
         warnings.extend(self.prove().await);
         Ok(Made { record, disks, committed, freeze_ms, warnings })
@@ -280,8 +329,13 @@ impl Job<'_> {
     }
 
     /// Closes the source; says what is left of it, if anything is.
-    async fn close(&self, source: OpenSource, outcome: &str) -> Option<String> {
-        let error = source.close().await.err()?;
+    async fn close(&self, source: OpenSource, ending: Ending) -> Option<String> {
+        let error = source.close(ending).await.err()?;
+        let outcome = match ending {
+            Ending::Committed => "the backup is committed",
+            Ending::Failed => "the backup failed",
+            Ending::Unknown => "whether the backup is committed is unknown",
+        };
         let warning = format!("{outcome}, and its source is not clean: {error}");
         self.context.events.warn(&warning);
         Some(warning)
@@ -296,7 +350,7 @@ impl Job<'_> {
         Record {
             version: RECORD_VERSION,
             backup: self.uuid,
-            parent: self.parents.newest(),
+            parent: self.parent,
             domain: DomainRecord { uuid: None, name: request.domain.clone(), host: host_name() },
             created_ms: source.instant_ms,
             description: request.description.clone(),
@@ -312,47 +366,48 @@ impl Job<'_> {
 /// What the record keeps of a disk, and what the caller is told.
 type Told = (DiskRecord, DiskOutcome);
 
-fn told(
-    name: String,
-    node: String,
-    size_bytes: u64,
-    mode: Mode,
-    reason: Option<String>,
-    done: &DiskDone,
-) -> Told {
-    let tally = done.tally;
-    let record = DiskRecord {
-        name: name.clone(),
-        node,
-        size_bytes,
-        logical_block_bytes: 0,
-        physical_block_bytes: 0,
-        root: done.tree.root,
-        bitmap: None,
-        mode,
-        reason: reason.clone(),
-        read_bytes: tally.read_bytes,
-        new_bytes: tally.new_bytes,
-        dedup_bytes: tally.kept_bytes + tally.deduplicated_bytes,
-        zero_bytes: tally.zero_bytes,
-        stored_bytes: tally.stored_bytes,
-    };
-    let outcome = DiskOutcome {
-        name,
-        size_bytes,
-        mode,
-        reason,
-        read_bytes: tally.read_bytes,
-        rechecked_bytes: 0,
-        zero_bytes: tally.zero_bytes,
-        kept_bytes: tally.kept_bytes,
-        deduplicated_bytes: tally.deduplicated_bytes,
-        new_bytes: tally.new_bytes,
-        stored_bytes: tally.stored_bytes,
-        tree_nodes_read: done.tree.nodes_read + done.compared_nodes,
-        tree_nodes_written: done.tree.nodes_written,
-    };
-    (record, outcome)
+impl Reading {
+    /// Reads the disk.
+    async fn run(self, shared: Shared) -> Result<Told> {
+        let Reading { node, mut mode, mut reason, bitmap, read } = self;
+        let (name, size_bytes) = (read.name.clone(), read.client.info().size_bytes);
+        let DiskDone { tree, tally, compared_nodes, doubt } = read_disk(read, shared).await?;
+        if doubt.is_some() {
+            (mode, reason) = (Mode::Rescan, doubt);
+        }
+        let record = DiskRecord {
+            name: name.clone(),
+            node,
+            size_bytes,
+            logical_block_bytes: 0,
+            physical_block_bytes: 0,
+            root: tree.root,
+            bitmap,
+            mode,
+            reason: reason.clone(),
+            read_bytes: tally.read_bytes,
+            new_bytes: tally.new_bytes,
+            dedup_bytes: tally.kept_bytes + tally.deduplicated_bytes,
+            zero_bytes: tally.zero_bytes,
+            stored_bytes: tally.stored_bytes,
+        };
+        let outcome = DiskOutcome {
+            name,
+            size_bytes,
+            mode,
+            reason,
+            read_bytes: tally.read_bytes,
+            rechecked_bytes: tally.rechecked_bytes,
+            zero_bytes: tally.zero_bytes,
+            kept_bytes: tally.kept_bytes,
+            deduplicated_bytes: tally.deduplicated_bytes,
+            new_bytes: tally.new_bytes,
+            stored_bytes: tally.stored_bytes,
+            tree_nodes_read: tree.nodes_read + compared_nodes,
+            tree_nodes_written: tree.nodes_written,
+        };
+        Ok((record, outcome))
+    }
 }
 
 fn definition_kind(bytes: &[u8]) -> DefinitionKind {

@@ -33,6 +33,9 @@ pub struct BackupRequest {
     /// Read everything and compare with no earlier backup. Chunks that the repository has are still not
     /// stored twice.
     pub full: bool,
+    /// Share of the chunks that a bitmap calls unchanged that is read all the same and compared, in millionths; without it
+    /// a small share, and of a large disk not more than some 64 MiB.
+    pub recheck_ppm: Option<u32>,
     /// How long another host's session of the domain must be silent before it is ended as dead; zero ends it at once.
     pub fence_after: Duration,
 }

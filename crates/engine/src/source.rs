@@ -7,15 +7,19 @@
 //! it failed.
 
 use std::future::Future;
+use std::path::PathBuf;
 use std::pin::Pin;
 
 use aquifer_nbd::{Client, ClientOptions, Uri};
-use aquifer_qemu::{ExportSession, ImageExport, ImageRequest, Scope, SessionRequest};
+use aquifer_qemu::{
+    CheckpointPlan, Domain, Ending, ExportSession, ImageExport, ImageRequest, Scope, SessionRequest,
+};
 use uuid::Uuid;
 
-use crate::backup_disk::{ALLOCATION, request_bytes};
+use crate::backup_disk::request_bytes;
+use crate::changes::ALLOCATION;
 use crate::error::{Error, Kind, Result};
-use crate::request::{QmpSource, Source};
+use crate::request::{BackupRequest, QmpSource, Source};
 use crate::settings::{JobContext, REQUESTS_PER_CONNECTION};
 
 /// One disk of an open source.
@@ -27,6 +31,17 @@ pub(crate) struct SourceDisk {
     pub(crate) node: String,
     /// Where it is read.
     pub(crate) uri: Uri,
+    /// The metadata context of what changed since its base, where there is one.
+    pub(crate) changes: Option<String>,
+    /// The bitmap that marks this instant, where there is one.
+    pub(crate) checkpoint: Option<String>,
+}
+
+impl SourceDisk {
+    /// A disk of which nothing is known but where it is read.
+    fn plain(name: &str, node: String, uri: Uri) -> Self {
+        SourceDisk { name: name.to_owned(), node, uri, changes: None, checkpoint: None }
+    }
 }
 
 /// The disks at one instant, until it is closed.
@@ -52,27 +67,43 @@ enum Held {
 }
 
 impl OpenSource {
-    /// Opens the source for backup `backup` of `domain`.
+    /// Looks at a running domain, and does nothing to it; `None` for every other source.
+    ///
+    /// # Errors
+    /// Those of QEMU.
+    pub(crate) async fn look(
+        context: &JobContext,
+        request: &BackupRequest,
+        backup: Uuid,
+    ) -> Result<Option<Box<Domain>>> {
+        let Source::Qmp(qmp) = &request.source else { return Ok(None) };
+        let domain = Domain::connect(session_request(context, qmp, &request.domain, backup)).await?;
+        Ok(Some(Box::new(domain)))
+    }
+
+    /// Opens the source: the domain that was looked at, with a plan for each of its disks, or whatever else the request
+    /// names.
     ///
     /// # Errors
     /// Those of QEMU and qemu-nbd; nothing is left open then.
     pub(crate) async fn open(
         context: &JobContext,
         source: &Source,
-        domain: &str,
-        backup: Uuid,
+        domain: Option<Box<Domain>>,
+        plans: Vec<CheckpointPlan>,
     ) -> Result<Self> {
+        if let Some(domain) = domain {
+            return open_session(context, domain.open(plans).await?).await;
+        }
         match source {
-            Source::Qmp(qmp) => open_session(context, qmp, domain, backup).await,
             Source::Images(images) => open_images(context, images).await,
             Source::Nbd(exports) => {
-                let disks = exports.iter().map(|(name, uri)| SourceDisk {
-                    name: name.clone(),
-                    node: uri.to_string(),
-                    uri: uri.clone(),
-                });
-                Ok(OpenSource::still(context, disks.collect(), Vec::new(), Held::Nothing))
+                let disk =
+                    |(name, uri): &(String, Uri)| SourceDisk::plain(name, uri.to_string(), uri.clone());
+                let disks = exports.iter().map(disk).collect();
+                Ok(OpenSource::still(context, disks, Vec::new(), Held::Nothing))
             }
+            Source::Qmp(_) => Err(Error::new(Kind::Internal, "the domain was not looked at")),
         }
     }
 
@@ -104,14 +135,14 @@ impl OpenSource {
         }
     }
 
-    /// Takes everything away again, in the order that never stops the guest.
+    /// Takes everything away again, in the order that never stops the guest; the bitmaps as `ending` says.
     ///
     /// # Errors
     /// Those of QEMU; what is left then is found by the next run or by `domain cleanup`.
-    pub(crate) async fn close(self) -> Result<()> {
+    pub(crate) async fn close(self, ending: Ending) -> Result<()> {
         match self.held {
             Held::Session(session) => {
-                session.close().await?;
+                session.close(ending).await?;
             }
             Held::Images(images) => close_images(images).await?,
             Held::Nothing => {}
@@ -130,7 +161,7 @@ impl OpenSource {
             depth: REQUESTS_PER_CONNECTION,
             request_bytes,
             in_flight_bytes: context.settings.transit_bytes(request_bytes),
-            contexts: vec![ALLOCATION.to_owned()],
+            contexts: std::iter::once(ALLOCATION.to_owned()).chain(disk.changes.clone()).collect(),
             ..ClientOptions::default()
         };
         let client = Client::connect(&disk.uri, &options).await;
@@ -140,14 +171,9 @@ impl OpenSource {
     }
 }
 
-async fn open_session(
-    context: &JobContext,
-    qmp: &QmpSource,
-    domain: &str,
-    backup: Uuid,
-) -> Result<OpenSource> {
+fn session_request(context: &JobContext, qmp: &QmpSource, domain: &str, backup: Uuid) -> SessionRequest {
     let wanted = u32::try_from(qmp.disks.only.len().max(qmp.disks.names.len()).max(16)).unwrap_or(u32::MAX);
-    let session = ExportSession::open(SessionRequest {
+    SessionRequest {
         monitor: qmp.monitor.clone(),
         options: qmp.monitor_options.clone(),
         scope: Scope {
@@ -164,20 +190,23 @@ async fn open_session(
         max_connections: wanted.saturating_mul(u32::from(context.settings.connections) + 1),
         quiesce: qmp.quiesce,
         guard: qmp.guard.clone(),
-    })
-    .await?;
+    }
+}
+
+async fn open_session(context: &JobContext, session: ExportSession) -> Result<OpenSource> {
     let disks: Result<Vec<SourceDisk>> = session
         .exports()
         .iter()
         .map(|export| {
             let uri = export.uri.parse::<Uri>().map_err(Error::from)?;
-            Ok(SourceDisk { name: export.disk.name.clone(), node: export.disk.node.clone(), uri })
+            let plain = SourceDisk::plain(&export.disk.name, export.disk.node.clone(), uri);
+            Ok(SourceDisk { changes: export.changes.clone(), checkpoint: export.checkpoint.clone(), ..plain })
         })
         .collect();
     let disks = match disks {
         Ok(disks) => disks,
         Err(error) => {
-            session.close().await?;
+            session.close(Ending::Failed).await?;
             return Err(error);
         }
     };
@@ -194,7 +223,7 @@ async fn open_session(
     })
 }
 
-async fn open_images(context: &JobContext, images: &[(String, std::path::PathBuf)]) -> Result<OpenSource> {
+async fn open_images(context: &JobContext, images: &[(String, PathBuf)]) -> Result<OpenSource> {
     let (mut disks, mut open, mut warnings) = (Vec::new(), Vec::new(), Vec::new());
     for (name, path) in images {
         let request = ImageRequest { path: path.clone(), format: None, sockets: std::env::temp_dir() };
@@ -207,7 +236,7 @@ async fn open_images(context: &JobContext, images: &[(String, std::path::PathBuf
             Ok((image, uri)) => {
                 warnings.extend(image.warnings().iter().cloned());
                 open.push(image);
-                disks.push(SourceDisk { name: name.clone(), node: path.display().to_string(), uri });
+                disks.push(SourceDisk::plain(name, path.display().to_string(), uri));
             }
             Err(error) => {
                 close_images(open).await?;
@@ -240,16 +269,26 @@ impl Source {
         }
     }
 
+    /// The disks that the request itself names: none for a running domain, which tells its own.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        let (exports, images): (&[(String, Uri)], &[(String, PathBuf)]) = match self {
+            Source::Qmp(_) => (&[], &[]),
+            Source::Nbd(exports) => (exports, &[]),
+            Source::Images(images) => (&[], images),
+        };
+        let exports = exports.iter().map(|(name, _)| name.as_str());
+        exports.chain(images.iter().map(|(name, _)| name.as_str()))
+    }
+
     /// Refuses names that cannot be kept apart.
     ///
     /// # Errors
     /// `Invalid` for no disk at all, an empty name, or one that is given twice.
     pub(crate) fn check_names(&self) -> Result<()> {
-        let names: Vec<&str> = match self {
-            Source::Qmp(_) => return Ok(()),
-            Source::Nbd(exports) => exports.iter().map(|(name, _)| name.as_str()).collect(),
-            Source::Images(images) => images.iter().map(|(name, _)| name.as_str()).collect(),
-        };
+        if matches!(self, Source::Qmp(_)) {
+            return Ok(());
+        }
+        let names: Vec<&str> = self.names().collect();
         if names.is_empty() {
             return Err(Error::new(Kind::Invalid, "no disk is named")
                 .hint("name at least one: NAME=URI or NAME=PATH"));

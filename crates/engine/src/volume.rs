@@ -12,7 +12,7 @@ use std::sync::Arc;
 use aquifer_nbd::{ExtentStream, STATE_ZERO};
 use aquifer_repository::is_zero;
 
-use crate::backup_disk::ALLOCATION;
+use crate::changes::ALLOCATION;
 use crate::error::{Error, Kind, Result};
 use crate::patch::{BLOCK_BYTES, Change, Patch};
 use crate::request::VolumeSpec;

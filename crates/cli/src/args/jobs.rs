@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use uuid::Uuid;
 
 use super::documents;
-use super::values::{Label, Named, Percent, Rate, Size, Span};
+use super::values::{Label, Named, Percent, Rate, Share, Size, Span};
 
 /// `backup`
 #[derive(Debug, Args)]
@@ -26,6 +26,10 @@ pub(crate) struct BackupArgs {
     /// Read every disk whole, even where a dirty bitmap says what changed.
     #[arg(long)]
     pub(crate) full: bool,
+    /// Share of the chunks that a dirty bitmap calls unchanged that is read all the same and compared; a difference is
+    /// reported, and the disk read whole [default: 0.1%, at most some 64MiB of a disk].
+    #[arg(long, value_name = "P%")]
+    pub(crate) recheck: Option<Share>,
     /// Free text, kept with the backup.
     #[arg(long, value_name = "TEXT")]
     pub(crate) description: Option<String>,

@@ -21,6 +21,12 @@ pub(crate) struct Rate(pub(crate) u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Percent(pub(crate) u8);
 
+/// A share of a whole in millionths, written in percent: `0%`, `0.1%`, `100%`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Share {
+    pub(crate) ppm: u32,
+}
+
 /// A span of time in whole units: `0s`, `90s`, `30m`, `1h`, `2d`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Span(pub(crate) Duration);
@@ -72,6 +78,26 @@ impl FromStr for Percent {
             Ok(share @ 1..=100) => Ok(Percent(share)),
             _ => Err(format!("`{text}` is not a share; write 1% to 100%")),
         }
+    }
+}
+
+impl FromStr for Share {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is not a share; write 0% to 100%, with up to four decimals");
+        let (whole, decimals) = text
+            .strip_suffix('%')
+            .unwrap_or(text)
+            .split_once('.')
+            .unwrap_or((text.strip_suffix('%').unwrap_or(text), "0"));
+        let digits = |part: &str| !part.is_empty() && part.bytes().all(|digit| digit.is_ascii_digit());
+        if !digits(whole) || !digits(decimals) || whole.len() > 3 || decimals.len() > 4 {
+            return Err(wrong());
+        }
+        let (whole, decimals) = (whole.parse::<u32>(), format!("{decimals:0<4}").parse::<u32>());
+        let ppm = whole.map_err(|_| wrong())? * 10_000 + decimals.map_err(|_| wrong())?;
+        if ppm > 1_000_000 { Err(wrong()) } else { Ok(Share { ppm }) }
     }
 }
 
@@ -162,6 +188,12 @@ mod tests {
 
     #[test]
     fn a_share_is_a_whole_number_from_one_to_a_hundred() {
+        for (text, ppm) in [("0%", 0), ("0.1%", 1000), ("2.5", 25_000), ("100%", 1_000_000), ("0.0001%", 1)] {
+            assert_eq!(text.parse(), Ok(Share { ppm }));
+        }
+        for wrong in ["", "%", "-1%", "100.1%", "1e2", "0.00001%", ".5", "5.", "+5"] {
+            assert!(wrong.parse::<Share>().is_err(), "{wrong}");
+        }
         assert_eq!("25%".parse(), Ok(Percent(25)));
         assert_eq!("100".parse(), Ok(Percent(100)));
         for wrong in ["0%", "101%", "2.5%", "x"] {

@@ -76,6 +76,7 @@ fn request(configured: Option<&DomainConfig>, args: &BackupArgs, domain: &str) -
         description: args.description.clone().unwrap_or_default(),
         labels: args.label.iter().map(|label| (label.key.clone(), label.value.clone())).collect(),
         full: args.full,
+        recheck_ppm: args.recheck.map(|share| share.ppm),
         fence_after: args.fence_after.0,
     })
 }
@@ -191,15 +192,18 @@ fn guard_command() -> Result<GuardCommand> {
     Ok(GuardCommand { program, args: vec!["guard".into()] })
 }
 
+fn mode(mode: DiskMode) -> &'static str {
+    match mode {
+        DiskMode::Full => "full",
+        DiskMode::Bitmap => "bitmap",
+        DiskMode::Rescan => "rescan",
+    }
+}
+
 impl Report for BackupOutcome {
     fn human(&self) -> String {
         let head = ["disk", "size", "mode", "read", "zero", "kept", "known", "new", "stored"];
         let rows = self.disks.iter().map(|disk| {
-            let mode = match disk.mode {
-                DiskMode::Full => "full",
-                DiskMode::Bitmap => "bitmap",
-                DiskMode::Rescan => "rescan",
-            };
             let sizes = [
                 disk.read_bytes,
                 disk.zero_bytes,
@@ -208,14 +212,14 @@ impl Report for BackupOutcome {
                 disk.new_bytes,
                 disk.stored_bytes,
             ];
-            let mut row = vec![disk.name.clone(), human::size(disk.size_bytes), mode.to_owned()];
+            let mut row = vec![disk.name.clone(), human::size(disk.size_bytes), mode(disk.mode).to_owned()];
             row.extend(sizes.map(human::size));
             row
         });
         let mut text = human::table(&head, &[1, 3, 4, 5, 6, 7, 8], rows);
         for disk in &self.disks {
             if let Some(reason) = &disk.reason {
-                text += &format!("{}: {reason}\n", disk.name);
+                text += &format!("{}: {}: {reason}\n", disk.name, mode(disk.mode));
             }
         }
         let frozen = self.freeze_ms.map_or(String::new(), |ms| format!(", guest frozen for {ms} ms"));

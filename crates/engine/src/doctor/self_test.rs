@@ -127,6 +127,7 @@ async fn back_up(context: &JobContext, image: &Path, uuid: Uuid) -> Result<f64> 
         description: String::new(),
         labels: std::collections::BTreeMap::new(),
         full: false,
+        recheck_ppm: None,
         fence_after: FENCE_AFTER,
     };
     Ok(backup(context, request).await?.seconds)

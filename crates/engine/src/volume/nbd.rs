@@ -5,7 +5,7 @@ use std::ops::Range;
 use aquifer_nbd::{Client, ClientOptions, Uri};
 
 use super::Applied;
-use crate::backup_disk::ALLOCATION;
+use crate::changes::ALLOCATION;
 use crate::error::{Error, Result};
 use crate::patch::{self, Change, Patch};
 use crate::settings::{JobSettings, REQUEST_BYTES, REQUESTS_PER_CONNECTION};

@@ -121,6 +121,7 @@ pub(crate) fn request(disks: &[(&str, &Server)]) -> BackupRequest {
         description: "test".into(),
         labels: BTreeMap::new(),
         full: false,
+        recheck_ppm: None,
         fence_after: FENCE_AFTER,
     }
 }

@@ -1,0 +1,317 @@
+//! Which earlier backup each disk of a new one is read against, and how far its dirty bitmap is believed.
+//!
+//! What QEMU and the repository say is gathered first ([`Facts`]); what follows for a disk ([`Facts::descent`]) is pure.
+//! The base of a disk is the backup that its bitmap names, never just the newest one. Whatever makes a bitmap doubtful
+//! costs that disk one whole read, compared with its newest earlier backup, and nothing else.
+//!
+//! Nothing of a parent is needed to restore its children. Invariant: a disk has a base only if its bitmap marks, for
+//! certain, every change since the instant of a committed, undeleted backup of this domain and this disk.
+
+use std::collections::BTreeMap;
+
+use aquifer_qemu::{BitmapSupport, Checkpoint, CheckpointPlan, Disk, Domain};
+use aquifer_repository::format::record::{Mode, Record};
+use aquifer_repository::{Fate, TreeSpec};
+use uuid::Uuid;
+
+use crate::error::{Error, Kind, Result};
+use crate::request::{BackupRequest, Source};
+use crate::settings::JobContext;
+
+/// What is known before anything is decided.
+#[derive(Debug, Default)]
+pub(crate) struct Facts {
+    domain: String,
+    /// Read everything, and compare with nothing.
+    full: bool,
+    /// Bytes that one bit of a new bitmap stands for.
+    granularity_bytes: u64,
+    /// Why a disk without any bitmap is read whole.
+    no_bitmap: &'static str,
+    newest: Option<Uuid>,
+    /// For each disk the newest earlier backup that holds it.
+    earlier: BTreeMap<String, Earlier>,
+    fates: BTreeMap<Uuid, Fate>,
+    /// The records of the backups that bitmaps name; `None` for one that cannot be read.
+    records: BTreeMap<Uuid, Option<Record>>,
+}
+
+/// A disk in an earlier backup.
+#[derive(Debug, Clone, Copy)]
+enum Earlier {
+    Readable(TreeSpec),
+    Unreadable(Uuid),
+}
+
+/// How one disk is read.
+#[derive(Debug, Clone)]
+pub(crate) struct Descent {
+    pub(crate) mode: Mode,
+    pub(crate) reason: Option<String>,
+    /// The earlier tree to compare with; in mode `Bitmap` the one to build upon.
+    pub(crate) tree: Option<TreeSpec>,
+    /// The backup whose tree is built upon.
+    pub(crate) base: Option<Uuid>,
+    /// What QEMU is told about the disk's bitmaps.
+    pub(crate) plan: CheckpointPlan,
+}
+
+/// A bitmap that can be believed.
+struct Base<'a> {
+    checkpoint: &'a Checkpoint,
+    backup: Uuid,
+    tree: TreeSpec,
+}
+
+impl Facts {
+    /// Looks through the domain's backups, newest first, and through those that its bitmaps name; a record that cannot
+    /// be read is a warning.
+    pub(crate) async fn gather(
+        context: &JobContext,
+        request: &BackupRequest,
+        domain: Option<&Domain>,
+    ) -> Self {
+        let mut facts = Facts {
+            domain: request.domain.clone(),
+            full: request.full,
+            granularity_bytes: u64::from(context.repository.config().chunk_bytes),
+            no_bitmap: request.source.rescan_reason(),
+            ..Facts::default()
+        };
+        if !request.full {
+            facts.find_earlier(context).await;
+        }
+        facts.find_bases(context, domain).await;
+        facts
+    }
+
+    async fn find_earlier(&mut self, context: &JobContext) {
+        for entry in context.repository.backups() {
+            let summary = &entry.summary;
+            if entry.forgotten.is_some() || summary.domain != self.domain {
+                continue;
+            }
+            self.newest.get_or_insert(summary.backup);
+            if summary.disks.iter().all(|disk| self.earlier.contains_key(&disk.name)) {
+                continue;
+            }
+            let record = self.load(context, summary.backup).await;
+            for disk in record.iter().flat_map(|record| &record.disks) {
+                let tree = TreeSpec { root: disk.root, size_bytes: disk.size_bytes };
+                self.earlier.entry(disk.name.clone()).or_insert(Earlier::Readable(tree));
+            }
+            for disk in summary.disks.iter().filter(|_| record.is_none()) {
+                self.earlier.entry(disk.name.clone()).or_insert(Earlier::Unreadable(summary.backup));
+            }
+        }
+    }
+
+    async fn find_bases(&mut self, context: &JobContext, domain: Option<&Domain>) {
+        let checkpoints = domain.into_iter().flat_map(Domain::disks).flat_map(|(_, checkpoints)| checkpoints);
+        for backup in checkpoints.filter_map(|checkpoint| checkpoint.backup.parse().ok()) {
+            let fate = context.repository.fate(backup);
+            if matches!(fate, Fate::Committed { forgotten: false, .. }) {
+                self.load(context, backup).await;
+            }
+            self.fates.insert(backup, fate);
+        }
+    }
+
+    async fn load(&mut self, context: &JobContext, backup: Uuid) -> Option<Record> {
+        if let Some(known) = self.records.get(&backup) {
+            return known.clone();
+        }
+        let record = context.repository.record(backup).await;
+        if let Err(error) = &record {
+            context.events.warn(format!("earlier backup {backup} cannot be compared with: {error}"));
+        }
+        self.records.entry(backup).or_insert(record.ok()).clone()
+    }
+
+    /// The fates again, once the new session is open: nobody else can change them from then on.
+    pub(crate) fn settle_fates(&mut self, context: &JobContext) {
+        for (backup, fate) in &mut self.fates {
+            *fate = context.repository.fate(*backup);
+        }
+    }
+
+    /// Bytes that one bit of a new bitmap stands for.
+    pub(crate) fn granularity_bytes(&self) -> u64 {
+        self.granularity_bytes
+    }
+
+    /// The backup that the new one comes after: the newest of the bases, else the newest of the domain.
+    pub(crate) fn parent(&self, descents: &[Descent]) -> Option<Uuid> {
+        let seq = |backup: &Uuid| match self.fates.get(backup) {
+            Some(Fate::Committed { seq, .. }) => *seq,
+            _ => 0,
+        };
+        descents.iter().filter_map(|descent| descent.base).max_by_key(seq).or(self.newest)
+    }
+
+    /// How each disk of the source is read, in its order: those of the domain, or those that the request names.
+    ///
+    /// # Errors
+    /// Those of [`Facts::descent`].
+    pub(crate) fn descents(
+        &self,
+        source: &Source,
+        domain: Option<&Domain>,
+        tolerant: bool,
+    ) -> Result<Vec<Descent>> {
+        match domain {
+            Some(domain) => {
+                domain.disks().map(|(disk, checkpoints)| self.descent(disk, checkpoints, tolerant)).collect()
+            }
+            None => Ok(source.names().map(|name| self.unmarked(name)).collect()),
+        }
+    }
+
+    /// How a disk that nobody marks is read.
+    fn unmarked(&self, name: &str) -> Descent {
+        self.whole(name, self.no_bitmap.to_owned(), CheckpointPlan::default())
+    }
+
+    /// How a disk is read, by the checkpoints that it carries. With `tolerant` a backup that is being made counts as one
+    /// that was never made: that is for a first look, before a session of our own has ended the dead ones.
+    ///
+    /// # Errors
+    /// `Conflict` when a bitmap belongs to a backup that somebody else is making.
+    fn descent(&self, disk: &Disk, checkpoints: &[Checkpoint], tolerant: bool) -> Result<Descent> {
+        if !tolerant {
+            checkpoints.iter().try_for_each(|checkpoint| self.refuse_open(disk, checkpoint))?;
+        }
+        let mark_granularity_bytes = Some(self.granularity_bytes);
+        match self.base(disk, checkpoints) {
+            Ok(Base { checkpoint, backup, tree }) => {
+                let others = checkpoints.iter().filter(|other| other.name != checkpoint.name);
+                let (older, never) = others.partition(|other| self.is_committed(other));
+                let names =
+                    |others: Vec<&Checkpoint>| others.iter().map(|other| other.name.clone()).collect();
+                let plan = CheckpointPlan {
+                    mark_granularity_bytes,
+                    base: Some(checkpoint.clone()),
+                    changes: !self.full,
+                    merge: names(never),
+                    remove: names(older),
+                };
+                if self.full {
+                    return Ok(self.whole(&disk.name, String::new(), plan));
+                }
+                Ok(Descent { mode: Mode::Bitmap, reason: None, tree: Some(tree), base: Some(backup), plan })
+            }
+            Err(reason) => {
+                let free = checkpoints.iter().filter(|checkpoint| !checkpoint.busy);
+                let remove = free.map(|checkpoint| checkpoint.name.clone()).collect();
+                let plan = CheckpointPlan { mark_granularity_bytes, remove, ..CheckpointPlan::default() };
+                Ok(self.whole(&disk.name, reason, plan))
+            }
+        }
+    }
+
+    fn whole(&self, name: &str, reason: String, plan: CheckpointPlan) -> Descent {
+        let (mode, reason, tree) = match self.earlier.get(name) {
+            _ if self.full => (Mode::Full, Some("a full backup was asked for".to_owned()), None),
+            None => (Mode::Full, None, None),
+            Some(Earlier::Readable(tree)) => (Mode::Rescan, Some(reason), Some(*tree)),
+            Some(Earlier::Unreadable(backup)) => {
+                (Mode::Rescan, Some(format!("the record of earlier backup {backup} cannot be read")), None)
+            }
+        };
+        Descent { mode, reason, tree, base: None, plan }
+    }
+
+    fn refuse_open(&self, disk: &Disk, checkpoint: &Checkpoint) -> Result<()> {
+        let Some(Fate::Open { session, host }) = self.fate(checkpoint) else { return Ok(()) };
+        Err(Error::new(
+            Kind::Conflict,
+            format!(
+                "disk {}: session {session} of host {host} is making backup {} of it",
+                disk.name, checkpoint.backup
+            ),
+        )
+        .hint("wait for its end; if that host is known to be dead, back up with --fence-after 0s")
+        .with("disk", disk.name.as_str()))
+    }
+
+    fn fate(&self, checkpoint: &Checkpoint) -> Option<&Fate> {
+        self.fates.get(&checkpoint.backup.parse().ok()?)
+    }
+
+    fn is_committed(&self, checkpoint: &Checkpoint) -> bool {
+        matches!(self.fate(checkpoint), Some(Fate::Committed { .. }))
+    }
+
+    /// The bitmap to count from, or why there is none.
+    fn base<'a>(&self, disk: &Disk, checkpoints: &'a [Checkpoint]) -> Result<Base<'a>, String> {
+        match disk.bitmaps {
+            BitmapSupport::No => return Err("no bitmap: the disk is read-only".to_owned()),
+            BitmapSupport::Volatile if checkpoints.is_empty() => {
+                let format = &disk.format;
+                return Err(format!("no bitmap: on a {format} image it ends with the QEMU that made it"));
+            }
+            _ if checkpoints.is_empty() => return Err(self.no_bitmap.to_owned()),
+            _ => {}
+        }
+        let committed = checkpoints.iter().filter_map(|checkpoint| match self.fate(checkpoint)? {
+            Fate::Committed { seq, forgotten } => Some((*seq, *forgotten, checkpoint)),
+            Fate::Open { .. } | Fate::Absent => None,
+        });
+        let Some((_, forgotten, checkpoint)) = committed.max_by_key(|(seq, ..)| *seq) else {
+            return Err("no bitmap of a backup that exists".to_owned());
+        };
+        if forgotten {
+            return Err(format!("bitmap of backup {}, which was deleted", checkpoint.backup));
+        }
+        self.check_marks(checkpoint, checkpoints)?;
+        self.check_record(disk, checkpoint)
+    }
+
+    /// Whether the bitmap, with those of later backups that were never committed, marks every change.
+    fn check_marks(&self, base: &Checkpoint, all: &[Checkpoint]) -> Result<(), String> {
+        let later = || all.iter().filter(|other| !self.is_committed(other));
+        if base.inconsistent || later().any(|other| other.inconsistent) {
+            return Err("bitmap inconsistent: QEMU did not end in order".to_owned());
+        }
+        if base.busy || later().any(|other| other.busy) {
+            return Err(format!("bitmap {} is in use by somebody else", base.name));
+        }
+        if !base.recording && !later().any(|other| other.recording) {
+            return Err(format!("bitmap {} was stopped by somebody else", base.name));
+        }
+        Ok(())
+    }
+
+    /// Whether the backup that the bitmap names is one of this disk, as far as its record tells.
+    fn check_record<'a>(&self, disk: &Disk, checkpoint: &'a Checkpoint) -> Result<Base<'a>, String> {
+        let named = &checkpoint.backup;
+        let unreadable = || format!("the record of earlier backup {named} cannot be read");
+        let backup: Uuid = named.parse().map_err(|_| unreadable())?;
+        let record = self.records.get(&backup).and_then(Option::as_ref).ok_or_else(unreadable)?;
+        if record.domain.name != self.domain {
+            return Err(format!("bitmap of backup {named} of another domain, {}", record.domain.name));
+        }
+        let held = record.disks.iter().find(|held| held.name == disk.name);
+        let Some(held) = held.filter(|_| checkpoint.same_disk) else {
+            return Err(format!("bitmap of backup {named} marks another disk"));
+        };
+        match &held.bitmap {
+            Some(bitmap) if bitmap.name == checkpoint.name => {
+                let (then, now) = (bitmap.granularity_bytes, checkpoint.granularity_bytes);
+                if then != now {
+                    return Err(format!("bitmap of another granularity: {now} bytes instead of {then}"));
+                }
+            }
+            _ => return Err(format!("no bitmap that backup {named} knows of")),
+        }
+        if disk.size_bytes < held.size_bytes {
+            let (now, then) = (disk.size_bytes, held.size_bytes);
+            return Err(format!("disk smaller than in backup {named}: {now} bytes instead of {then}"));
+        }
+        let tree = TreeSpec { root: held.root, size_bytes: held.size_bytes };
+        Ok(Base { checkpoint, backup, tree })
+    }
+}
+
+#[cfg(test)]
+mod tests;
