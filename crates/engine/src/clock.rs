@@ -5,19 +5,29 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use aquifer_repository::World;
+use aquifer_repository::{BootClock, World};
 use uuid::Uuid;
 
-/// The real world: the system's wall clock, a monotonic clock, and the kernel's random generator.
+/// The kernel's name of this run of the machine.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// The real world: the system's clocks, and the kernel's random generator.
 #[derive(Debug)]
 pub struct System {
     started: Instant,
+    boot: [u8; 16],
 }
 
 impl System {
     /// Starts the monotonic clock at zero.
     pub fn new() -> Self {
-        System { started: Instant::now() }
+        // Where the kernel does not tell, nothing that was measured against this clock outlives the process.
+        let boot = boot_id().unwrap_or_else(|| {
+            let mut own = [0; 16];
+            fill_random(&mut own);
+            own
+        });
+        System { started: Instant::now(), boot }
     }
 }
 
@@ -39,15 +49,32 @@ impl World for System {
         whole_ms(self.started.elapsed())
     }
 
+    fn boot_clock(&self) -> BootClock {
+        // Time in suspension counts: the other hosts' clocks went on.
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
+        let nanos = u64::try_from(now.tv_nsec).unwrap_or_default();
+        BootClock { boot: self.boot, ms: seconds.saturating_mul(1000).saturating_add(nanos / 1_000_000) }
+    }
+
     fn random(&self, out: &mut [u8]) {
-        let mut filled = 0;
-        while filled < out.len() {
-            match rustix::rand::getrandom(&mut out[filled..], rustix::rand::GetRandomFlags::empty()) {
-                Ok(count) => filled += count,
-                Err(rustix::io::Errno::INTR) => {}
-                // Going on without randomness would reuse keys, so there is nothing better than to stop.
-                Err(error) => panic!("getrandom fails only on kernels older than Linux 3.17: {error}"),
-            }
+        fill_random(out);
+    }
+}
+
+fn boot_id() -> Option<[u8; 16]> {
+    let text = std::fs::read_to_string(BOOT_ID).ok()?;
+    Some(text.trim().parse::<Uuid>().ok()?.into_bytes())
+}
+
+fn fill_random(out: &mut [u8]) {
+    let mut filled = 0;
+    while filled < out.len() {
+        match rustix::rand::getrandom(&mut out[filled..], rustix::rand::GetRandomFlags::empty()) {
+            Ok(count) => filled += count,
+            Err(rustix::io::Errno::INTR) => {}
+            // Going on without randomness would reuse keys, so there is nothing better than to stop.
+            Err(error) => panic!("getrandom fails only on kernels older than Linux 3.17: {error}"),
         }
     }
 }
@@ -78,6 +105,13 @@ mod tests {
     }
 
     #[test]
+    fn two_processes_of_one_boot_share_its_clock() {
+        let (first, second) = (System::new().boot_clock(), System::new().boot_clock());
+        assert_eq!(first.boot, second.boot);
+        assert!(first.ms > 0 && first.ms <= second.ms, "{first:?}, {second:?}");
+    }
+
+    #[test]
     fn new_ids_are_version_seven_and_sort_by_time() {
         struct At(u64);
         impl World for At {
@@ -86,6 +120,9 @@ mod tests {
             }
             fn monotonic_ms(&self) -> u64 {
                 0
+            }
+            fn boot_clock(&self) -> BootClock {
+                BootClock { boot: [0; 16], ms: 0 }
             }
             fn random(&self, out: &mut [u8]) {
                 out.fill(7);

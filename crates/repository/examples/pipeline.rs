@@ -20,9 +20,9 @@ use aquifer_repository::format::{
 };
 use aquifer_repository::store::Local;
 use aquifer_repository::{
-    BackupSession, BeginBackup, InitOptions, LEAF_CHUNKS, PlainChunk, Repository, Secret, Settings, Stored,
-    Stores, TreeBuilder, TreeReader, TreeSpec, VerifyLevel, VerifyRequest, World, blob_bytes, is_zero,
-    plan_fetches,
+    BackupSession, BeginBackup, BootClock, InitOptions, LEAF_CHUNKS, PlainChunk, Repository,
+    Secret, Settings, Stored, Stores, TreeBuilder, TreeReader, TreeSpec, VerifyLevel, VerifyRequest, World,
+    blob_bytes, is_zero, plan_fetches,
 };
 use uuid::Uuid;
 
@@ -45,6 +45,10 @@ impl World for BenchWorld {
 
     fn monotonic_ms(&self) -> u64 {
         u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn boot_clock(&self) -> BootClock {
+        BootClock { boot: [0; 16], ms: self.monotonic_ms() }
     }
 
     fn random(&self, out: &mut [u8]) {

@@ -22,8 +22,8 @@ use uuid::Uuid;
 
 use crate::rig::{read_disk, record_of, store_disk};
 use crate::{
-    Access, BackupSession, BeginBackup, Committed, Error, InitOptions, OpenOptions, Repository, Result,
-    Secret, Settings, Stores, TreeSpec, World,
+    Access, BackupSession, BeginBackup, BootClock, Committed, Error, InitOptions, OpenOptions, Repository,
+    Result, Secret, Settings, Stores, TreeSpec, World,
 };
 
 const CHUNK_BYTES: u32 = 64 << 10;
@@ -33,11 +33,17 @@ const CHUNK_BYTES: u32 = 64 << 10;
 struct Seeded {
     state: AtomicU64,
     now_ms: AtomicU64,
+    /// How long this run of the machine has lasted; it stands still.
+    boot_ms: AtomicU64,
 }
 
 impl Seeded {
     fn new(seed: u64) -> Arc<Self> {
-        Arc::new(Self { state: AtomicU64::new(seed << 32), now_ms: AtomicU64::new(1_000_000) })
+        Arc::new(Self {
+            state: AtomicU64::new(seed << 32),
+            now_ms: AtomicU64::new(1_000_000),
+            boot_ms: AtomicU64::new(5_000),
+        })
     }
 }
 
@@ -48,6 +54,10 @@ impl World for Seeded {
 
     fn monotonic_ms(&self) -> u64 {
         self.now_ms.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn boot_clock(&self) -> BootClock {
+        BootClock { boot: [0; 16], ms: self.boot_ms.load(Ordering::Relaxed) }
     }
 
     fn random(&self, out: &mut [u8]) {

@@ -83,6 +83,6 @@ pub use verify::{
     DAMAGE_MAX, Damage, DamagedObject, FOREIGN_MAX, RANGES_MAX, Touched, VerifyLevel, VerifyProgress,
     VerifyReport, VerifyRequest,
 };
-pub use world::World;
+pub use world::{BootClock, World};
 pub use writer::{ChunkWriter, PlainChunk, Stored};
 pub use zero::is_zero;

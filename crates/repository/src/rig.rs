@@ -23,7 +23,7 @@ use crate::plane::{BoxFuture, Plane, Progress};
 use crate::reader::{ChunkOpener, blob_bytes, plan_fetches};
 use crate::trees::{BuiltTree, LEAF_CHUNKS, TreeBuilder, TreeReader, TreeSpec};
 use crate::writer::{ChunkWriter, PlainChunk, Stored};
-use crate::{BeginBackup, Error, Result, Settings, World, layout};
+use crate::{BeginBackup, BootClock, Error, Result, Settings, World, layout};
 
 /// A clock that stands still until told otherwise, and a counter for randomness.
 #[derive(Debug, Default)]
@@ -39,6 +39,10 @@ impl World for TestWorld {
 
     fn monotonic_ms(&self) -> u64 {
         self.now_ms.load(Ordering::Relaxed)
+    }
+
+    fn boot_clock(&self) -> BootClock {
+        BootClock { boot: [1; 16], ms: self.now_ms.load(Ordering::Relaxed) }
     }
 
     fn random(&self, out: &mut [u8]) {
