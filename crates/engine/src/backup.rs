@@ -48,7 +48,12 @@ async fn run(context: &JobContext, request: BackupRequest) -> Result<BackupOutco
     let parents = Parents::find(context, &request).await;
     let session = context
         .repository
-        .begin_backup(BeginBackup { backup: uuid, domain: request.domain.clone(), parent: parents.newest() })
+        .begin_backup(BeginBackup {
+            backup: uuid,
+            domain: request.domain.clone(),
+            parent: parents.newest(),
+            bases: Vec::new(),
+        })
         .await?;
     let job = Job { context, request: &request, uuid, parents, session: Arc::clone(&session) };
     match Box::pin(job.run()).await {

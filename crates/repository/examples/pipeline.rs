@@ -262,7 +262,12 @@ async fn backup(
     threads: usize,
 ) -> Outcome<(Uuid, Done, u64)> {
     let backup = Uuid::from_u128(number);
-    let begin = BeginBackup { backup, domain: "bench".to_owned(), parent: parent.map(|(uuid, _)| uuid) };
+    let begin = BeginBackup {
+        backup,
+        domain: "bench".to_owned(),
+        parent: parent.map(|(uuid, _)| uuid),
+        bases: Vec::new(),
+    };
     let session = repository.begin_backup(begin).await?;
     let base = parent.map_or(TreeSpec::default(), |(_, tree)| tree);
     let done = store(&session, data, base, threads).await?;

@@ -3,6 +3,7 @@
 //!
 //! A [`Host`] is one process's view: a store (possibly a failing one), a world with a seed, and maybe a state folder.
 
+mod bases;
 mod crash;
 mod faults;
 mod histories;
@@ -151,7 +152,7 @@ fn uuid(number: u128) -> Uuid {
 }
 
 fn begin(backup: u128, domain: &str) -> BeginBackup {
-    BeginBackup { backup: uuid(backup), domain: domain.to_owned(), parent: None }
+    BeginBackup { backup: uuid(backup), domain: domain.to_owned(), parent: None, bases: Vec::new() }
 }
 
 /// What a backup job does: begin, store, commit; on any error it ends the session.

@@ -269,6 +269,14 @@ pub enum Error {
         /// The backup.
         backup: Uuid,
     },
+    /// A backup that the new one is to keep parts of is forgotten.
+    #[error(
+        "backup {backup} is deleted, so no new backup may build on it: bring it back, or build on another one"
+    )]
+    BaseForgotten {
+        /// The backup.
+        backup: Uuid,
+    },
     /// A pinned backup was dropped.
     #[error("backup {backup}, on which this session builds, was deleted meanwhile: run it again")]
     PinLost {

@@ -34,6 +34,21 @@ pub struct BeginBackup {
     pub domain: String,
     /// The backup that this one is read against; it is pinned.
     pub parent: Option<Uuid>,
+    /// Backups whose trees this one keeps parts of; they are pinned like the parent, which need not be among them.
+    pub bases: Vec<Uuid>,
+}
+
+impl BeginBackup {
+    /// The backups that must stay until this one is committed, each once: the parent, then the bases.
+    pub(crate) fn pins(&self) -> Vec<Uuid> {
+        let mut pins: Vec<Uuid> = Vec::with_capacity(1 + self.bases.len());
+        for pin in self.parent.iter().chain(&self.bases) {
+            if !pins.contains(pin) {
+                pins.push(*pin);
+            }
+        }
+        pins
+    }
 }
 
 /// A backup that exists from here on.
@@ -59,11 +74,11 @@ pub struct BackupSession {
 }
 
 impl Repository {
-    /// Begins a backup (W1): when this returns, the `Open` is durable and the parent is pinned.
+    /// Begins a backup (W1): when this returns, the `Open` is durable and the parent and the bases are pinned.
     ///
     /// # Errors
-    /// [`Error::ReadOnly`]; [`Error::UnknownBackup`] for the parent; [`Error::DomainBusy`] while another session backs
-    /// the domain up; those of the log.
+    /// [`Error::ReadOnly`]; [`Error::UnknownBackup`] for the parent or a base; [`Error::BaseForgotten`];
+    /// [`Error::BackupExists`]; [`Error::DomainBusy`] while another session backs the domain up; those of the log.
     pub async fn begin_backup(self: &Arc<Self>, begin: BeginBackup) -> Result<Arc<BackupSession>> {
         if self.access != Access::Write {
             return Err(Error::ReadOnly);
@@ -72,7 +87,7 @@ impl Repository {
             kind: SessionKind::Backup,
             domain: Some(begin.domain.clone()),
             backup: Some(begin.backup),
-            pins: begin.parent.into_iter().collect(),
+            pins: begin.pins(),
         };
         let presence = self.open_session(purpose, |state| may_begin(state, &begin)).await?;
         // Others may have published since the index was opened; deduplication is better for knowing.
@@ -97,8 +112,12 @@ impl Repository {
 
 /// Whether a backup may begin on this state.
 fn may_begin(state: &State, begin: &BeginBackup) -> Result<()> {
-    if let Some(parent) = begin.parent.filter(|parent| !state.backups().contains_key(parent)) {
-        return Err(Error::UnknownBackup { wanted: parent.to_string() });
+    if let Some(pin) = begin.pins().iter().find(|pin| !state.backups().contains_key(pin)) {
+        return Err(Error::UnknownBackup { wanted: pin.to_string() });
+    }
+    let forgotten = |base: &&Uuid| state.backups().get(base).is_some_and(|backup| backup.forgotten.is_some());
+    if let Some(base) = begin.bases.iter().find(forgotten) {
+        return Err(Error::BaseForgotten { backup: *base });
     }
     if state.backups().contains_key(&begin.backup) {
         return Err(Error::BackupExists { backup: begin.backup });
@@ -192,8 +211,9 @@ impl BackupSession {
         Err(Error::LogBusy { tries: COMMIT_TRIES })
     }
 
-    fn check_pins(&self, state: &State) -> Result<()> {
-        match self.begun.parent.filter(|parent| !state.backups().contains_key(parent)) {
+    /// An error unless every backup that this one builds on is in `state`.
+    pub(crate) fn check_pins(&self, state: &State) -> Result<()> {
+        match self.begun.pins().into_iter().find(|pin| !state.backups().contains_key(pin)) {
             Some(backup) => Err(Error::PinLost { backup }),
             None => Ok(()),
         }

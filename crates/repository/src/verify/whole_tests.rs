@@ -45,7 +45,12 @@ impl Whole {
         dirty: Option<&BTreeSet<u64>>,
     ) -> Record {
         let (backup, parent_id) = (Uuid::from_u128(number), parent.map(|parent| parent.backup));
-        let begin = BeginBackup { backup, domain: "guest".to_owned(), parent: parent_id };
+        let begin = BeginBackup {
+            backup,
+            domain: "guest".to_owned(),
+            parent: parent_id,
+            bases: Vec::new(),
+        };
         let session = self.repository.begin_backup(begin.clone()).await.unwrap();
         let base = parent.map_or(TreeSpec::default(), |parent| TreeSpec {
             root: parent.disks[0].root,
