@@ -18,6 +18,7 @@ mod backups;
 mod checkpoints;
 mod dedup;
 mod error;
+mod fate;
 mod index_sync;
 mod init;
 mod journal;
@@ -67,6 +68,7 @@ pub use aquifer_index::Location;
 
 pub use backups::BackupInfo;
 pub use error::{Error, Result};
+pub use fate::Fate;
 pub use index_sync::RebuildProgress;
 pub use init::InitOptions;
 pub use keys::KeySlot;

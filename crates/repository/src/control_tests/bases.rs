@@ -1,12 +1,12 @@
-//! What a new backup builds on.
+//! What a new backup builds on, and what became of one that was begun.
 
-use aquifer_format::log::{Body, State};
+use aquifer_format::log::{Body, SessionKind, State};
 use aquifer_store::Memory;
 use uuid::Uuid;
 
 use super::{Host, backup, begin, store_and_commit, uuid};
 use crate::rig::{noise, run};
-use crate::{Access, BeginBackup, Error, Repository};
+use crate::{Access, BeginBackup, Error, Fate, Repository};
 
 /// A repository with the backups 1 to `backups` of one domain.
 async fn with_backups(store: &Memory, backups: u128) -> std::sync::Arc<Repository> {
@@ -105,5 +105,46 @@ fn a_base_that_is_gone_at_the_commit_fails_it_like_the_parent() {
         let error = session.check_pins(&nothing).unwrap_err();
         assert!(matches!(error, Error::PinLost { backup } if backup == uuid(2)), "{error}");
         session.abandon().await.unwrap();
+    });
+}
+
+#[test]
+fn the_fate_of_a_backup_follows_its_session() {
+    run(async {
+        let repository = with_backups(&Memory::new(), 0).await;
+        assert_eq!(repository.fate(uuid(1)), Fate::Absent);
+        let session = repository.begin_backup(begin(1, "web")).await.unwrap();
+        let open = Fate::Open { session: session.id(), host: repository.host.clone() };
+        assert_eq!(repository.fate(uuid(1)), open);
+        let seq = store_and_commit(&session, &noise(1, 1000)).await.unwrap().seq;
+        assert_eq!(repository.fate(uuid(1)), Fate::Committed { seq, forgotten: false });
+        forget(&repository, 1).await;
+        assert_eq!(repository.fate(uuid(1)), Fate::Committed { seq, forgotten: true });
+        let drop_it = |_: &State| Ok(vec![Body::Condemn { packs: vec![], dropped: vec![uuid(1)] }]);
+        repository.log.append(drop_it).await.unwrap();
+        assert_eq!(repository.fate(uuid(1)), Fate::Absent);
+    });
+}
+
+#[test]
+fn the_fate_of_a_backup_whose_session_ended_without_it_is_absent() {
+    run(async {
+        let repository = with_backups(&Memory::new(), 0).await;
+        repository.begin_backup(begin(1, "web")).await.unwrap().abandon().await.unwrap();
+        assert_eq!(repository.fate(uuid(1)), Fate::Absent);
+        let fenced = repository.begin_backup(begin(2, "web")).await.unwrap();
+        let fence = |_: &State| Ok(vec![Body::Fence { session: fenced.id(), seen: 0 }]);
+        repository.log.append(fence).await.unwrap();
+        assert_eq!(repository.fate(uuid(2)), Fate::Absent);
+    });
+}
+
+#[test]
+fn a_session_that_reads_a_backup_is_not_its_fate() {
+    run(async {
+        let repository = with_backups(&Memory::new(), 1).await;
+        let reading = repository.begin_read(SessionKind::Restore, vec![uuid(1)]).await.unwrap();
+        assert!(matches!(repository.fate(uuid(1)), Fate::Committed { .. }));
+        reading.close().await.unwrap();
     });
 }
