@@ -20,7 +20,7 @@ use aquifer_repository::format::{
 };
 use aquifer_repository::store::Local;
 use aquifer_repository::{
-    BackupSession, BeginBackup, BootClock, InitOptions, LEAF_CHUNKS, PlainChunk, Repository,
+    BackupSession, BeginBackup, BootClock, FENCE_AFTER, InitOptions, LEAF_CHUNKS, PlainChunk, Repository,
     Secret, Settings, Stored, Stores, TreeBuilder, TreeReader, TreeSpec, VerifyLevel, VerifyRequest, World,
     blob_bytes, is_zero, plan_fetches,
 };
@@ -267,6 +267,7 @@ async fn backup(
         domain: "bench".to_owned(),
         parent: parent.map(|(uuid, _)| uuid),
         bases: Vec::new(),
+        fence_after: FENCE_AFTER,
     };
     let session = repository.begin_backup(begin).await?;
     let base = parent.map_or(TreeSpec::default(), |(_, tree)| tree);

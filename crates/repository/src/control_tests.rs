@@ -8,9 +8,11 @@ mod crash;
 mod faults;
 mod histories;
 mod index;
+mod interrupted;
 mod keys;
 mod log;
 mod sessions;
+mod silence;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,8 +25,8 @@ use uuid::Uuid;
 
 use crate::rig::{read_disk, record_of, store_disk};
 use crate::{
-    Access, BackupSession, BeginBackup, BootClock, Committed, Error, InitOptions, OpenOptions, Repository,
-    Result, Secret, Settings, Stores, TreeSpec, World,
+    Access, BackupSession, BeginBackup, BootClock, Committed, Error, FENCE_AFTER, InitOptions, OpenOptions,
+    Repository, Result, Secret, Settings, Stores, TreeSpec, World,
 };
 
 const CHUNK_BYTES: u32 = 64 << 10;
@@ -34,7 +36,8 @@ const CHUNK_BYTES: u32 = 64 << 10;
 struct Seeded {
     state: AtomicU64,
     now_ms: AtomicU64,
-    /// How long this run of the machine has lasted; it stands still.
+    /// Which run of the machine this is, and how long it has lasted: both stand still until told otherwise.
+    boot: AtomicU64,
     boot_ms: AtomicU64,
 }
 
@@ -43,8 +46,20 @@ impl Seeded {
         Arc::new(Self {
             state: AtomicU64::new(seed << 32),
             now_ms: AtomicU64::new(1_000_000),
+            boot: AtomicU64::new(0),
             boot_ms: AtomicU64::new(5_000),
         })
+    }
+
+    /// Lets time pass for the machine.
+    fn pass(&self, time: Duration) {
+        let ms = u64::try_from(time.as_millis()).unwrap();
+        self.boot_ms.fetch_add(ms, Ordering::Relaxed);
+    }
+
+    /// Boots the machine again; its clock goes on from where another run left it, which proves nothing.
+    fn reboot(&self) {
+        self.boot.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -58,7 +73,8 @@ impl World for Seeded {
     }
 
     fn boot_clock(&self) -> BootClock {
-        BootClock { boot: [0; 16], ms: self.boot_ms.load(Ordering::Relaxed) }
+        let boot = u128::from(self.boot.load(Ordering::Relaxed)).to_le_bytes();
+        BootClock { boot, ms: self.boot_ms.load(Ordering::Relaxed) }
     }
 
     fn random(&self, out: &mut [u8]) {
@@ -152,7 +168,13 @@ fn uuid(number: u128) -> Uuid {
 }
 
 fn begin(backup: u128, domain: &str) -> BeginBackup {
-    BeginBackup { backup: uuid(backup), domain: domain.to_owned(), parent: None, bases: Vec::new() }
+    BeginBackup {
+        backup: uuid(backup),
+        domain: domain.to_owned(),
+        parent: None,
+        bases: Vec::new(),
+        fence_after: FENCE_AFTER,
+    }
 }
 
 /// What a backup job does: begin, store, commit; on any error it ends the session.

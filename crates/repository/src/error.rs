@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use aquifer_format::id::{ChunkId, EntryHash, PackName, SessionId, SlotId, StoreId};
 use uuid::Uuid;
@@ -244,9 +245,7 @@ pub enum Error {
 
     // sessions
     /// Another session backs the domain up.
-    #[error(
-        "domain {domain}: session {session} of host {host} is backing it up: wait for its end; a crashed one of this host is ended by its next backup, one of another host by `aquifer collect`"
-    )]
+    #[error("domain {domain}: session {session} of host {host} is backing it up{}", way_out(*.silent, *.fence_after))]
     DomainBusy {
         /// The domain.
         domain: String,
@@ -254,6 +253,10 @@ pub enum Error {
         session: SessionId,
         /// Where it runs.
         host: String,
+        /// For how long no new heartbeat of it was seen; `None` when it is of this host and certainly lives.
+        silent: Option<Duration>,
+        /// After which silence it is ended as dead.
+        fence_after: Duration,
     },
     /// The session was fenced.
     #[error(
@@ -468,4 +471,25 @@ pub enum Error {
     /// A queue of the session was closed.
     #[error("the backup session has ended")]
     Closed,
+}
+
+/// What can be done about a busy domain.
+fn way_out(silent: Option<Duration>, fence_after: Duration) -> String {
+    match silent {
+        None => ", in a process that lives: wait for its end".to_owned(),
+        Some(silent) => format!(
+            "; no new heartbeat of it was seen for {}, and after {} it is ended as dead: run the backup again later, or with --fence-after 0s if that host is known to be dead",
+            spelt(silent),
+            spelt(fence_after)
+        ),
+    }
+}
+
+/// A duration in whole units: `1 h 30 min`, `47 min 5 s`, `0 s`.
+fn spelt(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    let units = [(seconds / 3600, "h"), (seconds / 60 % 60, "min"), (seconds % 60, "s")];
+    let said: Vec<_> =
+        units.iter().filter(|(count, _)| *count > 0).map(|(count, unit)| format!("{count} {unit}")).collect();
+    if said.is_empty() { "0 s".to_owned() } else { said.join(" ") }
 }

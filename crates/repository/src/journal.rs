@@ -7,7 +7,7 @@
 //! Invariant: the file exists, locked, before the session's `Open` can be in the log.
 
 use std::fs::{self, File, TryLockError};
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::PathBuf;
 
 use aquifer_format::id::SessionId;
@@ -44,7 +44,7 @@ impl Journal {
         let path = local.sessions().join(session.to_string());
         // Locked under another name first, so that nobody ever sees it unlocked under its own.
         let temporary = local.sessions().join(format!("new-{session}"));
-        let begin = || -> std::io::Result<File> {
+        let begin = || -> io::Result<File> {
             let mut file = File::create_new(&temporary)?;
             file.lock()?;
             let note = Note { process: std::process::id(), host, domain };
@@ -77,6 +77,21 @@ impl Dead {
     /// Removes the journal, once the log knows that the session is over.
     pub(crate) fn settle(self) {
         self.journal.end();
+    }
+}
+
+/// True when `session` is of this state folder and its process lives.
+pub(crate) fn is_alive(local: &StateDir, session: &SessionId) -> Result<bool> {
+    let path = local.sessions().join(session.to_string());
+    let locked = match File::open(&path) {
+        Ok(file) => file.try_lock(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => Err(TryLockError::Error(error)),
+    };
+    match locked {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(source)) => Err(local.failed(&path, source)),
     }
 }
 

@@ -39,6 +39,7 @@ mod rebuild;
 mod repository;
 mod session;
 mod settings;
+mod silence;
 mod state_dir;
 mod stats;
 mod trees;
@@ -79,6 +80,7 @@ pub use rebuild::RebuildFrom;
 pub use repository::{Access, Repository, RepositoryInfo, Secret, Stores};
 pub use session::{BackupSession, BeginBackup, Committed};
 pub use settings::Settings;
+pub use silence::FENCE_AFTER;
 pub use stats::RepositoryStats;
 pub use trees::{BuiltTree, LEAF_CHUNKS, TreeBuilder, TreeReader, TreeSpec};
 pub use verify::{

@@ -20,7 +20,9 @@ use crate::log::{Log, LogParts, optional};
 use crate::nodes::MetaCache;
 use crate::overlay::Overlay;
 use crate::parts::{Parts, StateCell};
+use crate::presence::Living;
 use crate::repository::{Access, Repository, Secret, Stores, blocking};
+use crate::silence::Observations;
 use crate::state_dir::StateDir;
 use crate::world::{World, random};
 use crate::{Error, Result, Settings, keys, layout};
@@ -40,7 +42,7 @@ pub struct OpenOptions {
     pub world: Arc<dyn World>,
     /// The state folder of this host; a folder of the repository's id is made in it. Without one the index is in
     /// memory, nothing is remembered between runs: a rollback of the store cannot be noticed, and sessions of a
-    /// process that died wait for a collection of any host to end them.
+    /// process that died are ended only by who observes their silence.
     pub state_dir: Option<PathBuf>,
     /// Opens a key slot; `None` for a plain repository.
     pub secret: Option<Secret>,
@@ -103,8 +105,20 @@ impl Repository {
             meta_cache: Arc::new(MetaCache::default()),
         };
         let host = host_name();
-        let repository =
-            Self { config, stores, access, log, parts, follower, local, master, opened_slot: slot, host };
+        let repository = Self {
+            config,
+            stores,
+            access,
+            log,
+            parts,
+            follower,
+            living: Living::default(),
+            observations: Observations::new(local.clone()),
+            local,
+            master,
+            opened_slot: slot,
+            host,
+        };
         repository.follower.follow(&repository.state()).await?;
         Ok(Arc::new(repository))
     }

@@ -5,13 +5,14 @@
 //!
 //! Invariant: no [`Presence`] exists before its `Open` is durable.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use aquifer_format::hb::{Heartbeat, seal_heartbeat};
 use aquifer_format::id::SessionId;
 use aquifer_format::keys::KeyRing;
-use aquifer_format::log::{Body, SessionKind, State};
+use aquifer_format::log::{Body, OpenSession, SessionKind, State};
 use aquifer_store::{Bytes, ObjectStore};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
@@ -22,7 +23,7 @@ use crate::repository::Repository;
 use crate::world::{World, random};
 use crate::{Error, Result, layout};
 
-/// Time between two beats; a janitor waits for an hour without one.
+/// Time between two beats; others wait for an hour without one ([`crate::FENCE_AFTER`]).
 const BEAT: Duration = Duration::from_secs(60);
 
 /// Slots that an `Open` tries before it says that the log is too busy.
@@ -35,6 +36,49 @@ pub(crate) struct Purpose {
     pub(crate) domain: Option<String>,
     pub(crate) backup: Option<Uuid>,
     pub(crate) pins: Vec<Uuid>,
+    /// Set when no other session may back the domain up meanwhile: after which silence one counts as dead.
+    pub(crate) alone: Option<Duration>,
+}
+
+impl Purpose {
+    /// The session that is in the way, and the domain for which it is.
+    fn rival<'a>(&'a self, state: &'a State) -> Option<(&'a str, SessionId, &'a OpenSession, Duration)> {
+        let (domain, fence_after) = (self.domain.as_deref()?, self.alone?);
+        let same =
+            |open: &OpenSession| open.kind == SessionKind::Backup && open.domain.as_deref() == Some(domain);
+        let (session, open) = state.sessions().iter().find(|(_, open)| same(open))?;
+        Some((domain, *session, open, fence_after))
+    }
+}
+
+/// The sessions of one repository handle that live, as it knows without asking anybody.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Living(Arc<Mutex<BTreeSet<SessionId>>>);
+
+impl Living {
+    /// True while the session lives.
+    pub(crate) fn has(&self, session: &SessionId) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(session)
+    }
+
+    /// The session lives as long as what this returns.
+    fn enter(&self, session: SessionId) -> Alive {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(session);
+        Alive { living: self.clone(), session }
+    }
+}
+
+/// A session's place among the living.
+#[derive(Debug)]
+struct Alive {
+    living: Living,
+    session: SessionId,
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.living.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.session);
+    }
 }
 
 /// An open session.
@@ -42,6 +86,7 @@ pub(crate) struct Purpose {
 pub(crate) struct Presence {
     pub(crate) session: SessionId,
     journal: Mutex<Option<Journal>>,
+    _alive: Alive,
     heartbeat: JoinHandle<()>,
 }
 
@@ -63,27 +108,34 @@ impl Drop for Presence {
 }
 
 impl Repository {
-    /// Opens a session (W1): fences this host's dead ones first, then appends `Open`. `allowed` is asked on the very
-    /// state that the `Open` follows.
+    /// Opens a session (W1): fences this host's dead ones first and a rival that seems dead, then appends `Open`.
+    /// `allowed` is asked on the very state that the `Open` follows.
     pub(crate) async fn open_session(
         &self,
         purpose: Purpose,
         allowed: impl Fn(&State) -> Result<()> + Send + Sync,
     ) -> Result<Presence> {
         self.fence_own_dead().await?;
+        self.observations.forget_ended(&self.log.state());
         for _ in 0..OPEN_TRIES {
             let state = self.log.replay().await?;
             allowed(&state)?;
+            if let Some((domain, session, open, fence_after)) = purpose.rival(&state) {
+                self.fence_if_silent(&state, domain, (session, open), fence_after).await?;
+                continue;
+            }
             let world = self.parts.world.as_ref();
             let session = SessionId::new(random(world), state.seq() + 1);
             let begin = |local| Journal::begin(local, &session, &self.host, purpose.domain.as_deref());
             let journal = self.local.as_ref().map(begin).transpose()?;
-            let Purpose { kind, domain, backup, pins } = purpose.clone();
+            let alive = self.living.enter(session);
+            let Purpose { kind, domain, backup, pins, alone: _ } = purpose.clone();
             let open = Body::Open { session, kind, domain, backup, pins, host: self.host.clone() };
             match self.log.append_to(&state, vec![open]).await {
                 Ok(Attempt::Landed(_)) => {
                     let heartbeat = self.start_heartbeat(session);
-                    return Ok(Presence { session, journal: Mutex::new(journal), heartbeat });
+                    let journal = Mutex::new(journal);
+                    return Ok(Presence { session, journal, _alive: alive, heartbeat });
                 }
                 Ok(Attempt::Lost) => {
                     if let Some(journal) = journal {

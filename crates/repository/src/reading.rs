@@ -28,7 +28,7 @@ impl Repository {
         let backup = pins.first().copied();
         let domain = backup
             .and_then(|backup| self.state().backups().get(&backup).map(|found| found.summary.domain.clone()));
-        let purpose = Purpose { kind, domain, backup, pins: pins.clone() };
+        let purpose = Purpose { kind, domain, backup, pins: pins.clone(), alone: None };
         let allowed = |state: &State| match pins.iter().find(|pin| !state.backups().contains_key(pin)) {
             Some(pin) => Err(Error::UnknownBackup { wanted: pin.to_string() }),
             None => Ok(()),

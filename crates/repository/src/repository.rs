@@ -18,6 +18,8 @@ use zeroize::Zeroizing;
 use crate::index_sync::Follower;
 use crate::log::Log;
 use crate::parts::Parts;
+use crate::presence::Living;
+use crate::silence::Observations;
 use crate::state_dir::StateDir;
 use crate::{Error, Result, World};
 
@@ -81,6 +83,10 @@ pub struct Repository {
     pub(crate) parts: Parts,
     pub(crate) follower: Follower,
     pub(crate) local: Option<StateDir>,
+    /// Sessions of this handle that live, for want of a state folder whose locks would tell.
+    pub(crate) living: Living,
+    /// What was seen of other hosts' sessions.
+    pub(crate) observations: Observations,
     pub(crate) master: Option<MasterKey>,
     pub(crate) opened_slot: Option<SlotId>,
     /// This host's name, for people and for messages about its sessions.

@@ -8,6 +8,7 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use aquifer_format::id::{PackName, SessionId};
 use aquifer_format::log::{Body, SessionKind, State};
@@ -36,6 +37,9 @@ pub struct BeginBackup {
     pub parent: Option<Uuid>,
     /// Backups whose trees this one keeps parts of; they are pinned like the parent, which need not be among them.
     pub bases: Vec<Uuid>,
+    /// How long the heartbeat of another host's session of the domain must stand still before that session is ended as
+    /// dead ([`crate::FENCE_AFTER`] unless the caller knows better); zero ends it at once.
+    pub fence_after: Duration,
 }
 
 impl BeginBackup {
@@ -74,11 +78,14 @@ pub struct BackupSession {
 }
 
 impl Repository {
-    /// Begins a backup (W1): when this returns, the `Open` is durable and the parent and the bases are pinned.
+    /// Begins a backup (W1): when this returns, the `Open` is durable and the parent and the bases are pinned. A session
+    /// of the same domain that this host knows to be dead is ended first, and one of another host that was silent for
+    /// [`BeginBackup::fence_after`].
     ///
     /// # Errors
     /// [`Error::ReadOnly`]; [`Error::UnknownBackup`] for the parent or a base; [`Error::BaseForgotten`];
-    /// [`Error::BackupExists`]; [`Error::DomainBusy`] while another session backs the domain up; those of the log.
+    /// [`Error::BackupExists`]; [`Error::DomainBusy`] while another session backs the domain up; those of the log, and
+    /// of the pack store and the state folder when a heartbeat is looked at.
     pub async fn begin_backup(self: &Arc<Self>, begin: BeginBackup) -> Result<Arc<BackupSession>> {
         if self.access != Access::Write {
             return Err(Error::ReadOnly);
@@ -88,6 +95,7 @@ impl Repository {
             domain: Some(begin.domain.clone()),
             backup: Some(begin.backup),
             pins: begin.pins(),
+            alone: Some(begin.fence_after),
         };
         let presence = self.open_session(purpose, |state| may_begin(state, &begin)).await?;
         // Others may have published since the index was opened; deduplication is better for knowing.
@@ -110,7 +118,7 @@ impl Repository {
     }
 }
 
-/// Whether a backup may begin on this state.
+/// Whether a backup may begin on this state, if no other session is in its way.
 fn may_begin(state: &State, begin: &BeginBackup) -> Result<()> {
     if let Some(pin) = begin.pins().iter().find(|pin| !state.backups().contains_key(pin)) {
         return Err(Error::UnknownBackup { wanted: pin.to_string() });
@@ -122,16 +130,7 @@ fn may_begin(state: &State, begin: &BeginBackup) -> Result<()> {
     if state.backups().contains_key(&begin.backup) {
         return Err(Error::BackupExists { backup: begin.backup });
     }
-    let same = |open: &aquifer_format::log::OpenSession| {
-        open.kind == SessionKind::Backup && open.domain.as_ref() == Some(&begin.domain)
-    };
-    match state.sessions().iter().find(|(_, open)| same(open)) {
-        Some((session, open)) => {
-            let (domain, host) = (begin.domain.clone(), open.host.clone());
-            Err(Error::DomainBusy { domain, session: *session, host })
-        }
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 impl BackupSession {

@@ -1,5 +1,5 @@
 //! What one host remembers of a repository between runs: its identity as a writer, the newest log entry it saw, a copy
-//! of the state after it, the index, and the journals of its sessions.
+//! of the state after it, the index, the journals of its sessions, and what it saw of other hosts' heartbeats.
 //!
 //! Losing the folder costs time and the memory for P7 (rollback), never data. Nothing in it is secret except the
 //! writer's seed, which signs log entries; the state's copy is sealed like a checkpoint.
@@ -12,7 +12,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use aquifer_format::id::{EntryHash, RepositoryId};
+use aquifer_format::id::{EntryHash, RepositoryId, SessionId};
 use aquifer_format::keys::{KeyRing, Signer};
 use aquifer_format::log::{State, decode_checkpoint, encode_checkpoint};
 use serde::{Deserialize, Serialize};
@@ -41,7 +41,9 @@ impl StateDir {
     pub(crate) fn open(base: &Path, repository: RepositoryId) -> Result<Self> {
         let root = base.join(repository.to_string());
         let this = Self { root };
-        fs::create_dir_all(this.sessions()).map_err(|source| this.failed(&this.root, source))?;
+        for folder in [this.sessions(), this.observations()] {
+            fs::create_dir_all(&folder).map_err(|source| this.failed(&folder, source))?;
+        }
         Ok(this)
     }
 
@@ -63,6 +65,16 @@ impl StateDir {
     /// Where the journals of sessions lie.
     pub(crate) fn sessions(&self) -> PathBuf {
         self.root.join("sessions")
+    }
+
+    /// Where the notes lie about what was seen of other hosts' sessions.
+    pub(crate) fn observations(&self) -> PathBuf {
+        self.root.join("observations")
+    }
+
+    /// The file about one such session.
+    pub(crate) fn observation(&self, session: &SessionId) -> PathBuf {
+        self.observations().join(session.to_string())
     }
 
     /// The file that remembers the newest entry seen.

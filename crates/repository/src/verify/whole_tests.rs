@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::rig::{TestWorld, noise, record_of, run, store_disk};
-use crate::{BeginBackup, InitOptions, Secret, Settings, Stores};
+use crate::{BeginBackup, FENCE_AFTER, InitOptions, Secret, Settings, Stores};
 
 const CHUNK: u32 = 64 << 10;
 const SIZE: usize = 300 * 64 * 1024;
@@ -50,6 +50,7 @@ impl Whole {
             domain: "guest".to_owned(),
             parent: parent_id,
             bases: Vec::new(),
+            fence_after: FENCE_AFTER,
         };
         let session = self.repository.begin_backup(begin.clone()).await.unwrap();
         let base = parent.map_or(TreeSpec::default(), |parent| TreeSpec {
