@@ -53,7 +53,7 @@ async fn run(context: &JobContext, request: BackupRequest) -> Result<BackupOutco
             domain: request.domain.clone(),
             parent: parents.newest(),
             bases: Vec::new(),
-            fence_after: aquifer_repository::FENCE_AFTER,
+            fence_after: request.fence_after,
         })
         .await?;
     let job = Job { context, request: &request, uuid, parents, session: Arc::clone(&session) };

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use aquifer_nbd::Uri;
 use aquifer_qemu::{DiskChoice, GuardCommand, MonitorAddress, MonitorOptions, NbdListen, Quiesce};
@@ -32,6 +33,8 @@ pub struct BackupRequest {
     /// Read everything and compare with no earlier backup. Chunks that the repository has are still not
     /// stored twice.
     pub full: bool,
+    /// How long another host's session of the domain must be silent before it is ended as dead; zero ends it at once.
+    pub fence_after: Duration,
 }
 
 /// Where the disks of a backup are read.

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use uuid::Uuid;
 
 use super::documents;
-use super::values::{Label, Named, Percent, Rate, Size};
+use super::values::{Label, Named, Percent, Rate, Size, Span};
 
 /// `backup`
 #[derive(Debug, Args)]
@@ -50,6 +50,10 @@ pub(crate) struct BackupArgs {
     /// Most bytes a second to read from the domain.
     #[arg(long, value_name = "RATE")]
     pub(crate) read_limit: Option<Rate>,
+    /// End another host's session of the domain when no heartbeat of it was seen for so long; it beats every minute,
+    /// and 0s ends it at once.
+    #[arg(long, value_name = "DURATION", default_value = "1h")]
+    pub(crate) fence_after: Span,
     /// QEMU's monitor: unix:PATH, tcp:HOST:PORT (loopback only), tls:HOST:PORT or ssh://USER@HOST/PATH.
     #[arg(long, value_name = "ADDRESS", group = "source", help_heading = SOURCE)]
     pub(crate) qmp: Option<String>,

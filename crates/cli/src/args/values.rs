@@ -1,9 +1,11 @@
-//! The small values of the command line and of the configuration: sizes, rates, shares, `NAME=VALUE` pairs.
+//! The small values of the command line and of the configuration: sizes, rates, shares, spans of time, `NAME=VALUE`
+//! pairs.
 //!
 //! Invariant: a value that parses is usable as it stands; the messages name what was expected.
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -18,6 +20,10 @@ pub(crate) struct Rate(pub(crate) u64);
 /// A share of a whole in percent: `5%`; from 1 to 100.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Percent(pub(crate) u8);
+
+/// A span of time in whole units: `0s`, `90s`, `30m`, `1h`, `2d`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Span(pub(crate) Duration);
 
 /// `NAME=VALUE`; only the first `=` counts, and the name is not empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +72,25 @@ impl FromStr for Percent {
             Ok(share @ 1..=100) => Ok(Percent(share)),
             _ => Err(format!("`{text}` is not a share; write 1% to 100%")),
         }
+    }
+}
+
+impl FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong =
+            || format!("`{text}` is not a span of time; write a whole number and a unit: 90s, 30m, 1h or 2d");
+        let (count, unit_s) = [('s', 1), ('m', 60), ('h', 60 * 60), ('d', 24 * 60 * 60)]
+            .into_iter()
+            .find_map(|(unit, seconds)| Some((text.strip_suffix(unit)?, seconds)))
+            .ok_or_else(wrong)?;
+        // A sign would be taken for part of the number.
+        if !count.bytes().all(|digit| digit.is_ascii_digit()) {
+            return Err(wrong());
+        }
+        let seconds = count.parse::<u64>().ok().and_then(|count| count.checked_mul(unit_s));
+        Ok(Span(Duration::from_secs(seconds.ok_or_else(wrong)?)))
     }
 }
 
@@ -141,6 +166,26 @@ mod tests {
         assert_eq!("100".parse(), Ok(Percent(100)));
         for wrong in ["0%", "101%", "2.5%", "x"] {
             assert!(wrong.parse::<Percent>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_span_of_time_is_a_whole_number_with_a_unit() {
+        for (text, seconds) in [("0s", 0), ("90s", 90), ("30m", 1800), ("1h", 3600), ("2d", 172_800)] {
+            assert_eq!(text.parse(), Ok(Span(Duration::from_secs(seconds))), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_span_of_time_without_sense_is_refused_with_an_example() {
+        assert_eq!(
+            "60".parse::<Span>().unwrap_err(),
+            "`60` is not a span of time; write a whole number and a unit: 90s, 30m, 1h or 2d"
+        );
+        for wrong in
+            ["", "h", "-1h", "+1h", "1.5h", "1 h", "1w", "99999999999999999999s", "9999999999999999999d"]
+        {
+            assert!(wrong.parse::<Span>().is_err(), "{wrong}");
         }
     }
 

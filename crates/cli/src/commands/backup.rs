@@ -76,6 +76,7 @@ fn request(configured: Option<&DomainConfig>, args: &BackupArgs, domain: &str) -
         description: args.description.clone().unwrap_or_default(),
         labels: args.label.iter().map(|label| (label.key.clone(), label.value.clone())).collect(),
         full: args.full,
+        fence_after: args.fence_after.0,
     })
 }
 
@@ -268,6 +269,15 @@ mod tests {
     fn refusal(configured: Option<&str>, words: &[&str]) -> String {
         let error = qmp(configured, words).unwrap_err();
         format!("{}: {} ({})", error.kind(), error.message(), error.hint_text().unwrap_or_default())
+    }
+
+    #[test]
+    fn another_hosts_session_is_ended_after_an_hour_of_silence_unless_told_otherwise() {
+        let fence_after = |words: &[&str]| {
+            request(Some(&toml::from_str(WEB01).unwrap()), &args(words), "web01").unwrap().fence_after
+        };
+        assert_eq!(fence_after(&[]), aquifer_engine::repository::FENCE_AFTER);
+        assert_eq!(fence_after(&["--fence-after", "0s"]), std::time::Duration::ZERO);
     }
 
     #[test]

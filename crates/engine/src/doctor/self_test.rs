@@ -11,7 +11,7 @@ use std::sync::Arc;
 use aquifer_qemu::{ImageExport, ImageRequest};
 use aquifer_repository::format::keys::KdfParams;
 use aquifer_repository::store::Local;
-use aquifer_repository::{InitOptions, Repository, Secret, Settings, Stores};
+use aquifer_repository::{FENCE_AFTER, InitOptions, Repository, Secret, Settings, Stores};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -127,6 +127,7 @@ async fn back_up(context: &JobContext, image: &Path, uuid: Uuid) -> Result<f64> 
         description: String::new(),
         labels: std::collections::BTreeMap::new(),
         full: false,
+        fence_after: FENCE_AFTER,
     };
     Ok(backup(context, request).await?.seconds)
 }

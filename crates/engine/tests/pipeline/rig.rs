@@ -9,7 +9,7 @@ use std::sync::Arc;
 use aquifer_engine::clock::System;
 use aquifer_engine::repository::format::keys::KdfParams;
 use aquifer_engine::repository::store::Local;
-use aquifer_engine::repository::{InitOptions, Repository, Secret, Settings, Stores};
+use aquifer_engine::repository::{FENCE_AFTER, InitOptions, Repository, Secret, Settings, Stores};
 use aquifer_engine::{
     BackupOutcome, BackupRequest, EventSink, JobContext, JobSettings, RestoreOutcome, RestoreRequest, Result,
     Source, VolumeSpec, backup, restore,
@@ -121,6 +121,7 @@ pub(crate) fn request(disks: &[(&str, &Server)]) -> BackupRequest {
         description: "test".into(),
         labels: BTreeMap::new(),
         full: false,
+        fence_after: FENCE_AFTER,
     }
 }
 
