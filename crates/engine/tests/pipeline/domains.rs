@@ -20,7 +20,7 @@ fn guest(rig: &Rig) -> Guest {
     Guest::start(rig.folder.path(), &disks, &GuestOptions::default()).unwrap()
 }
 
-fn domain(monitor: &Path, scratch: &Path) -> BackupRequest {
+pub(crate) fn domain(monitor: &Path, scratch: &Path) -> BackupRequest {
     let qmp = QmpSource {
         monitor: MonitorAddress::Unix(monitor.to_owned()),
         monitor_options: MonitorOptions::default(),

@@ -9,5 +9,6 @@ mod backups;
 mod doctor;
 mod domains;
 mod faults;
+mod increments;
 mod restores;
 mod rig;
