@@ -10,6 +10,7 @@ mod damage;
 mod format_reader;
 mod guest;
 mod image_source;
+mod incremental;
 mod kill9;
 mod nbd_source;
 mod packaging;
