@@ -209,7 +209,7 @@ fn what_is_read_is_no_more_than_the_chunks_that_changed() -> Outcome {
     let first = rig.backup_paused()?;
     let (_, before) = rig.moment(&rig.aquifer, &first, "before")?;
     rig.guest.resume()?;
-    rig.guest.next_seq()?;
+    rig.guest.wait_seq(before.last + 30, 60 * SECOND)?;
     rig.guest.pause()?;
     let second = rig.backup_paused()?;
     let (_, after) = rig.moment(&rig.aquifer, &second, "after")?;

@@ -171,12 +171,16 @@ impl Rig {
         self.guest.next_seq().map(drop)
     }
 
-    /// Waits until nothing of a backup is left.
-    pub(crate) fn wait_clean(&mut self) -> Result<()> {
-        process::wait_for("QEMU to be as it was", 20 * SECOND, || {
-            Ok(self.leftovers()?.is_empty().then_some(()))
+    /// Waits until nothing of a backup is left but Aquifer's own bitmaps: whether the backup that a killed one had begun was
+    /// committed is for the next one to find out, and which bitmaps go with it.
+    pub(crate) fn wait_clean_but_for_bitmaps(&mut self) -> Result<()> {
+        process::wait_for("QEMU to be as it was but for bitmaps", 20 * SECOND, || {
+            let left = self.leftovers()?;
+            Ok(left.iter().all(|left| left.starts_with("bitmap: ") && left.contains("\"aqf-")).then_some(()))
         })?;
-        self.ensure_clean()
+        let status = self.guest.status()?;
+        ensure!(status == "running", "the guest is {status}");
+        self.guest.next_seq().map(drop)
     }
 
     /// What a backup has left in QEMU and in the scratch folder.
