@@ -3,10 +3,13 @@
 //! It loads the kernel modules that the initramfs carries, waits for the disks that the kernel command line announces,
 //! and writes the history of [`pattern`] to them, one write at a time, each straight to the device. Asked to, it also
 //! mounts the ext4 file system of one more disk, writes files there, and starts the guest agent, which can freeze it. On
-//! the serial console it reports `SEQ n` (write n has completed) and `FILE n` (file n is written and synced), and `FAIL why` before it gives up; the kernel then panics and
-//! QEMU ends. It is compiled by itself, without dependencies, into a static executable.
+//! the serial console it reports `SEQ n` (write n has completed) and `FILE n` (file n is written and synced), and `FAIL why`
+//! before it gives up; the kernel then panics and QEMU ends. Asked to, it flushes the disks before each `SEQ`, so that what
+//! is reported survives the death of QEMU, and says before it how long the flush and each write since the last report took:
+//! `LAT n FLUSH WRITE…`, in microseconds. It is compiled by itself, without dependencies, into a static executable.
 //!
-//! Invariant: write n + 1 is not issued before write n has completed.
+//! Invariants: write n + 1 is not issued before write n has completed, and no write is issued while
+//! [`pattern::UNREPORTED_MAX`] ones before it are not on the console.
 
 #[path = "../src/pattern.rs"]
 #[allow(dead_code, reason = "what only the checker needs")]
@@ -22,7 +25,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pattern::{BLOCK, Content, DATA_BLOCKS_MAX, Pattern, Write};
+use pattern::{BLOCK, Content, DATA_BLOCKS_MAX, Pattern, UNREPORTED_MAX, Write};
 
 /// How often the console hears of progress: often enough for a narrow window, seldom enough not to slow the writes.
 const REPORT_EVERY: Duration = Duration::from_millis(50);
@@ -32,6 +35,7 @@ const DISKS_WITHIN: Duration = Duration::from_secs(30);
 const O_DIRECT: i32 = 0o40000;
 const SYS_FINIT_MODULE: c_long = 313;
 const MODULE_INIT_COMPRESSED_FILE: c_int = 4;
+const TCSBRK: c_ulong = 0x5409;
 const BLKDISCARD: c_ulong = 0x1277;
 const BLKZEROOUT: c_ulong = 0x127f;
 
@@ -62,38 +66,49 @@ fn run() -> io::Result<()> {
     mount_kernel_files()?;
     let settings = Settings::of_kernel_command_line()?;
     load_modules(Path::new("/modules"))?;
-    let disks = open_disks(settings.disks)?;
-    let sizes = disks.iter().map(disk_bytes).collect::<io::Result<Vec<_>>>()?;
-    let pattern = Pattern::new(&sizes).ok_or_else(|| io::Error::other("no disks, or one is too small"))?;
+    let disks = open_disks(settings.history.len())?;
+    for (disk, &bytes) in disks.iter().zip(&settings.history) {
+        if disk_bytes(disk)? < bytes {
+            return Err(io::Error::other(format!("a disk is smaller than its history of {bytes} bytes")));
+        }
+    }
+    let pattern = Pattern::new(&settings.history);
+    let pattern = pattern.ok_or_else(|| io::Error::other("no disks, or one is too small"))?;
     if settings.files {
         start_agent()?;
-        start_files(settings.disks)?;
+        start_files(settings.history.len())?;
     }
     println!("READY {} disks", disks.len());
     write_history(&pattern, &disks, &settings)
 }
 
 struct Settings {
-    disks: usize,
+    /// How many bytes of each disk the history covers, from the first on.
+    history: Vec<u64>,
     first_write: u64,
     writes_per_second: u64,
     files: bool,
+    flushes: bool,
+    latencies: bool,
 }
 
 impl Settings {
     fn of_kernel_command_line() -> io::Result<Settings> {
         let line = fs::read_to_string("/proc/cmdline")?;
-        let value = |name: &str| {
+        let missing = |name: &str| io::Error::other(format!("no {name}= on {line}"));
+        let word = |name: &str| {
             let found = line.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
-            found
-                .and_then(|text| text.parse().ok())
-                .ok_or_else(|| io::Error::other(format!("no {name}= on {line}")))
+            found.ok_or_else(|| missing(name))
         };
+        let number = |name: &str| word(name)?.parse::<u64>().map_err(|_| missing(name));
+        let history = word("rig.history")?.split(',').map(|bytes| bytes.parse().map_err(io::Error::other));
         Ok(Settings {
-            disks: usize::try_from(value("rig.disks")?).map_err(io::Error::other)?,
-            first_write: value("rig.first")?,
-            writes_per_second: value("rig.rate")?,
-            files: value("rig.files")? != 0,
+            history: history.collect::<io::Result<_>>()?,
+            first_write: number("rig.first")?,
+            writes_per_second: number("rig.rate")?,
+            files: number("rig.files")? != 0,
+            flushes: number("rig.flushes")? != 0,
+            latencies: number("rig.latencies")? != 0,
         })
     }
 }
@@ -183,16 +198,13 @@ fn disk_bytes(mut disk: &File) -> io::Result<u64> {
 fn write_history(pattern: &Pattern, disks: &[File], settings: &Settings) -> io::Result<()> {
     let mut buffer = Box::new(Aligned([0; DATA_BLOCKS_MAX as usize * BLOCK]));
     let started = Instant::now();
-    let mut reported = started;
-    let mut console = io::stdout();
+    let mut reporter = Reporter { settings, disks, reported: started, took: Vec::new() };
     for seq in settings.first_write.. {
         let write = pattern.write(seq);
+        let issued = Instant::now();
         issue(pattern, seq, write, &disks[write.disk], &mut buffer.0)
             .map_err(|error| context(error, &format!("write {seq}, {write:?}")))?;
-        if reported.elapsed() > REPORT_EVERY {
-            reported = Instant::now();
-            console.write_all(format!("SEQ {seq}\n").as_bytes())?;
-        }
+        reporter.completed(seq, issued.elapsed())?;
         if let Some(due_ms) = ((seq - settings.first_write) * 1000).checked_div(settings.writes_per_second) {
             thread::sleep(
                 (started + Duration::from_millis(due_ms)).saturating_duration_since(Instant::now()),
@@ -200,6 +212,44 @@ fn write_history(pattern: &Pattern, disks: &[File], settings: &Settings) -> io::
         }
     }
     Ok(())
+}
+
+/// What the console hears of the writes.
+struct Reporter<'a> {
+    settings: &'a Settings,
+    disks: &'a [File],
+    reported: Instant,
+    /// How long each write since the last report took.
+    took: Vec<Duration>,
+}
+
+impl Reporter<'_> {
+    /// Takes note of a write, and reports when it is time to. The report has left the guest when this returns.
+    fn completed(&mut self, seq: u64, took: Duration) -> io::Result<()> {
+        self.took.push(took);
+        if self.reported.elapsed() <= REPORT_EVERY && (self.took.len() as u64) < UNREPORTED_MAX {
+            return Ok(());
+        }
+        let flushing = Instant::now();
+        if self.settings.flushes {
+            self.disks.iter().try_for_each(File::sync_data).map_err(|error| context(error, "a flush"))?;
+        }
+        let mut report = String::new();
+        if self.settings.latencies {
+            report += &format!("LAT {seq} {}", flushing.elapsed().as_micros());
+            self.took.iter().for_each(|took| report += &format!(" {}", took.as_micros()));
+            report += "\n";
+        }
+        let mut console = io::stdout();
+        console.write_all(format!("{report}SEQ {seq}\n").as_bytes())?;
+        // SAFETY: with the argument 1 the request only waits until everything is sent; the descriptor is open.
+        if unsafe { ioctl(console.as_raw_fd(), TCSBRK, 1) } != 0 {
+            return Err(context(io::Error::last_os_error(), "waiting for the console"));
+        }
+        self.took.clear();
+        self.reported = Instant::now();
+        Ok(())
+    }
 }
 
 fn issue(pattern: &Pattern, seq: u64, write: Write, disk: &File, buffer: &mut [u8]) -> io::Result<()> {

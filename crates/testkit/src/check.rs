@@ -80,10 +80,26 @@ const HIDDEN_WRITES_MAX: u64 = 64;
 /// Proves that `images`, the guest's disks in their order, are the state after one write within `window`, byte for
 /// byte; else says how they are not.
 pub fn check(images: &[impl AsRef<Path>], window: RangeInclusive<u64>) -> Result<Moment, Flaw> {
-    let images = images.iter().map(|path| Image::open(path.as_ref())).collect::<Result<Vec<_>, _>>()?;
-    let sizes: Vec<u64> = images.iter().map(|image| image.bytes).collect();
+    let open = |path: &_| Image::open(AsRef::<Path>::as_ref(path), None);
+    check_opened(&images.iter().map(open).collect::<Result<Vec<_>, _>>()?, window)
+}
+
+/// As [`check`], for disks that have grown since their history began: it covers the first `history` bytes of each
+/// image, and what lies behind them must be zero.
+pub fn check_grown(
+    images: &[impl AsRef<Path>],
+    history: &[u64],
+    window: RangeInclusive<u64>,
+) -> Result<Moment, Flaw> {
+    assert_eq!(images.len(), history.len(), "each image has its history");
+    let open = |(path, &bytes): (&_, &u64)| Image::open(AsRef::<Path>::as_ref(path), Some(bytes));
+    check_opened(&images.iter().zip(history).map(open).collect::<Result<Vec<_>, _>>()?, window)
+}
+
+fn check_opened(images: &[Image], window: RangeInclusive<u64>) -> Result<Moment, Flaw> {
+    let sizes: Vec<u64> = images.iter().map(|image| image.history_bytes).collect();
     let pattern = Pattern::new(&sizes).ok_or_else(|| {
-        let path = images.iter().min_by_key(|image| image.bytes).map(|image| image.path.clone());
+        let path = images.iter().min_by_key(|image| image.history_bytes).map(|image| image.path.clone());
         Flaw::Unreadable(
             path.unwrap_or_default(),
             io::Error::other("too small to be a disk of the test guest"),
@@ -97,11 +113,11 @@ pub fn check(images: &[impl AsRef<Path>], window: RangeInclusive<u64>) -> Result
     while shown != claims {
         write += 1;
         if write > newest + HIDDEN_WRITES_MAX {
-            return Err(torn(&images, &claims, &pattern.blocks_after(newest), newest));
+            return Err(torn(images, &claims, &pattern.blocks_after(newest), newest));
         }
         pattern.apply(write, &mut shown);
     }
-    compare(&images, &pattern, &shown, newest)?;
+    compare(images, &pattern, &shown, newest)?;
 
     let mut last = write;
     while !pattern.apply(last + 1, &mut shown.clone()) {
@@ -135,7 +151,8 @@ fn torn(images: &[Image], claims: &[Vec<u64>], shown: &[Vec<u64>], newest: u64) 
     Flaw::Torn { newest, wrong_blocks, older, first: first.unwrap_or_default() }
 }
 
-/// Compares every byte of the images with the state, tails shorter than a block (always zero) included.
+/// Compares every byte of the images with the state, what lies behind the last block of the history (always zero)
+/// included.
 fn compare(images: &[Image], pattern: &Pattern, shown: &[Vec<u64>], newest: u64) -> Result<(), Flaw> {
     let mut expected = [0; BLOCK];
     for (image, shown) in images.iter().zip(shown) {
@@ -154,10 +171,15 @@ fn compare(images: &[Image], pattern: &Pattern, shown: &[Vec<u64>], newest: u64)
                 return wrong(block);
             }
         }
-        let mut tail = Vec::new();
-        reader.read_to_end(&mut tail).map_err(|error| image.unreadable(error))?;
-        if tail.iter().any(|&byte| byte != 0) {
-            return wrong(shown.len() as u64);
+        for block in shown.len() as u64.. {
+            let mut behind = Vec::with_capacity(BLOCK);
+            let read = reader.by_ref().take(BLOCK as u64).read_to_end(&mut behind);
+            if read.map_err(|error| image.unreadable(error))? == 0 {
+                break;
+            }
+            if behind.iter().any(|&byte| byte != 0) {
+                return wrong(block);
+            }
         }
     }
     Ok(())
@@ -165,13 +187,22 @@ fn compare(images: &[Image], pattern: &Pattern, shown: &[Vec<u64>], newest: u64)
 
 struct Image {
     path: PathBuf,
-    bytes: u64,
+    /// How much of it the history covers.
+    history_bytes: u64,
 }
 
 impl Image {
-    fn open(path: &Path) -> Result<Image, Flaw> {
-        let metadata = path.metadata().map_err(|error| Flaw::Unreadable(path.to_owned(), error))?;
-        Ok(Image { path: path.to_owned(), bytes: metadata.len() })
+    /// An image whose history covers this much of it, or all of it.
+    fn open(path: &Path, history_bytes: Option<u64>) -> Result<Image, Flaw> {
+        let unreadable = |error| Flaw::Unreadable(path.to_owned(), error);
+        let bytes = path.metadata().map_err(unreadable)?.len();
+        let history_bytes = history_bytes.unwrap_or(bytes);
+        if bytes < history_bytes {
+            return Err(unreadable(io::Error::other(format!(
+                "{bytes} bytes, and the disk has {history_bytes}"
+            ))));
+        }
+        Ok(Image { path: path.to_owned(), history_bytes })
     }
 
     fn unreadable(&self, error: io::Error) -> Flaw {
@@ -187,7 +218,7 @@ impl Image {
     fn claims(&self) -> Result<Vec<u64>, Flaw> {
         let mut reader = self.reader()?;
         let mut block = [0; BLOCK];
-        (0..self.bytes / BLOCK as u64)
+        (0..self.history_bytes / BLOCK as u64)
             .map(|_| {
                 reader.read_exact(&mut block).map_err(|error| self.unreadable(error))?;
                 Ok(claimed_write(&block).unwrap_or(0))
@@ -274,6 +305,23 @@ mod tests {
         let file = File::options().write(true).open(&images[write.disk]).unwrap();
         file.write_all_at(&vec![0; BLOCK], write.block * BLOCK as u64).unwrap();
         assert!(matches!(check(&images, 0..=u64::MAX), Err(Flaw::Torn { .. })));
+    }
+
+    #[test]
+    fn a_grown_disk_shows_its_history_and_zeroes_behind_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let images = images_after(dir.path(), 500);
+        let grown = File::options().read(true).write(true).open(&images[0]).unwrap();
+        grown.set_len(SIZES[0] + 5 * BLOCK as u64 + 100).unwrap();
+        assert!(check(&images, 0..=u64::MAX).is_err(), "disks of other sizes have another history");
+        check_grown(&images, &SIZES, 490..=510).unwrap();
+        for at in [SIZES[0], SIZES[0] + 5 * BLOCK as u64 + 99] {
+            grown.write_all_at(&[1], at).unwrap();
+            assert!(matches!(check_grown(&images, &SIZES, 0..=u64::MAX), Err(Flaw::Torn { .. })));
+            grown.write_all_at(&[0], at).unwrap();
+        }
+        grown.set_len(SIZES[0] - 1).unwrap();
+        assert!(matches!(check_grown(&images, &SIZES, 0..=u64::MAX), Err(Flaw::Unreadable(..))));
     }
 
     #[test]

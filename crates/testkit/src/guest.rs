@@ -1,9 +1,10 @@
 //! A live guest: QEMU without hardware help, Debian's kernel, and a program that writes a known history to its disks.
 //!
 //! [`Guest`] is ended when it is dropped, and dies by itself after [`GuestOptions::life`]. `/dev/kvm` is never used, so
-//! that it runs the same everywhere.
+//! that it runs the same everywhere. What else happens to it in its life, restarts and new disks, is in `life.rs`.
 
 use std::fs;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -13,12 +14,13 @@ use serde_json::json;
 
 use crate::disk::Disk;
 use crate::initramfs::Boot;
+use crate::latency::Latency;
 use crate::process::{Daemon, connect_to, wait_for};
 use crate::qmp::Qmp;
 use crate::tools;
 
 /// From the start of QEMU to the first write, on a machine that is busy with other tests.
-const BOOT_WITHIN: Duration = Duration::from_secs(120);
+pub(crate) const BOOT_WITHIN: Duration = Duration::from_secs(120);
 
 /// How a guest is started.
 #[derive(Clone, Debug)]
@@ -31,7 +33,11 @@ pub struct GuestOptions {
     pub monitors: usize,
     /// One more disk, with an ext4 file system that the guest mounts and writes files to. The guest agent runs, too.
     pub file_system: Option<Disk>,
-    /// Hard limit of the guest's life.
+    /// Flush the disks before each report: only then the history can go on after a SIGKILL of QEMU.
+    pub flushes: bool,
+    /// Report the duration of every write, for [`Guest::latency`].
+    pub latencies: bool,
+    /// Hard limit of the life of each of the guest's QEMUs.
     pub life: Duration,
     /// Further arguments for QEMU.
     pub arguments: Vec<String>,
@@ -44,6 +50,8 @@ impl Default for GuestOptions {
             first_write: 1,
             monitors: 1,
             file_system: None,
+            flushes: false,
+            latencies: false,
             life: Duration::from_secs(300),
             arguments: Vec::new(),
         }
@@ -53,17 +61,31 @@ impl Default for GuestOptions {
 /// A running guest that writes to its disks.
 #[derive(Debug)]
 pub struct Guest {
-    qemu: Daemon,
-    qmp: Qmp,
+    pub(crate) qemu: Daemon,
+    pub(crate) qmp: Qmp,
     folder: PathBuf,
-    disks: Vec<Disk>,
+    pub(crate) disks: Vec<Disk>,
+    /// For each disk that the history is written to: how many bytes of it the history covers.
+    history: Vec<u64>,
+    pub(crate) options: GuestOptions,
 }
 
 impl Guest {
     /// Boots a guest with these disks and waits for its first writes. Sockets and logs lie in `folder`.
     pub fn start(folder: &Path, disks: &[Disk], options: &GuestOptions) -> Result<Guest> {
-        let boot = Boot::prepare()?;
-        let command = command_line(folder, disks, options, &boot)?;
+        let history = disks.iter().map(|disk| disk.bytes).collect();
+        let disks = disks.iter().chain(&options.file_system).cloned().collect();
+        Guest::boot(folder, disks, history, options.clone())
+    }
+
+    /// Boots with all these disks, of which the first hold a history, and waits for the first writes.
+    pub(crate) fn boot(
+        folder: &Path,
+        disks: Vec<Disk>,
+        history: Vec<u64>,
+        options: GuestOptions,
+    ) -> Result<Guest> {
+        let command = command_line(folder, &disks, &history, &options)?;
         // What an earlier guest left here must not be taken for this one's.
         for name in ["serial.log", "own.qmp"] {
             if folder.join(name).exists() {
@@ -71,11 +93,10 @@ impl Guest {
             }
         }
         let mut qemu = Daemon::spawn(&command, &folder.join("qemu.log"), options.life)?;
-        let own = folder.join("own.qmp");
-        let qmp = Qmp::over(connect_to(&mut qemu, &own)?)?;
-        let disks = disks.iter().chain(&options.file_system).cloned().collect();
-        let mut guest = Guest { qemu, qmp, folder: folder.to_owned(), disks };
-        guest.wait_seq(options.first_write, BOOT_WITHIN)?;
+        let qmp = Qmp::over(connect_to(&mut qemu, &folder.join("own.qmp"))?)?;
+        let first_write = options.first_write;
+        let mut guest = Guest { qemu, qmp, folder: folder.to_owned(), disks, history, options };
+        guest.wait_seq(first_write, BOOT_WITHIN)?;
         Ok(guest)
     }
 
@@ -99,9 +120,19 @@ impl Guest {
         &mut self.qmp
     }
 
-    /// The guest's disks, in its order; the one with the file system is the last.
+    /// The guest's disks, in its order: those with the history, the one with the file system, and those added later.
     pub fn disks(&self) -> &[Disk] {
         &self.disks
+    }
+
+    /// How many bytes of each of the first disks the history covers, as [`check_grown`](crate::check_grown) wants it.
+    pub fn history(&self) -> &[u64] {
+        &self.history
+    }
+
+    /// The folder of its sockets and logs.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// QEMU itself.
@@ -139,6 +170,18 @@ impl Guest {
         self.wait_seq(newest + 1, Duration::from_secs(60))
     }
 
+    /// How long the writes of this window took, of a guest with [`GuestOptions::latencies`].
+    pub fn latency(&self, writes: RangeInclusive<u64>) -> Result<Latency> {
+        Latency::of(&self.serial(), writes)
+    }
+
+    /// How many times QEMU has stopped the guest since it was started, for whatever reason.
+    pub fn stops(&mut self) -> Result<u64> {
+        // The answer comes behind the events of what was before it.
+        self.status()?;
+        Ok(self.qmp.stops())
+    }
+
     /// Stops the guest's processor: nothing is written any more.
     pub fn pause(&mut self) -> Result<()> {
         self.qmp.execute("stop", json!({})).map(drop)
@@ -169,7 +212,8 @@ impl Guest {
     }
 }
 
-fn command_line(folder: &Path, disks: &[Disk], options: &GuestOptions, boot: &Boot) -> Result<Command> {
+fn command_line(folder: &Path, disks: &[Disk], history: &[u64], options: &GuestOptions) -> Result<Command> {
+    let boot = Boot::prepare()?;
     let mut qemu = Command::new(tools::tool("qemu-system-x86_64")?);
     if let Some(prefix) = tools::qemu_prefix() {
         for data in ["usr/share/qemu", "usr/share/seabios"] {
@@ -180,12 +224,16 @@ fn command_line(folder: &Path, disks: &[Disk], options: &GuestOptions, boot: &Bo
     qemu.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
     qemu.args(["-serial", &format!("file:{}", folder.join("serial.log").display())]);
     qemu.arg("-kernel").arg(&boot.kernel).arg("-initrd").arg(&boot.initramfs);
+    let history: Vec<String> = history.iter().map(u64::to_string).collect();
     qemu.arg("-append").arg(format!(
-        "console=ttyS0 quiet panic=-1 rig.disks={} rig.first={} rig.rate={} rig.files={}",
-        disks.len(),
+        "console=ttyS0 quiet panic=-1 rig.history={} rig.first={} rig.rate={} rig.files={} rig.flushes={} \
+         rig.latencies={}",
+        history.join(","),
         options.first_write,
         options.writes_per_second,
         u8::from(options.file_system.is_some()),
+        u8::from(options.flushes),
+        u8::from(options.latencies),
     ));
     let monitors = (0..options.monitors).map(|number| monitor_socket(folder, number));
     for (number, socket) in monitors.chain([folder.join("own.qmp")]).enumerate() {
@@ -201,7 +249,7 @@ fn command_line(folder: &Path, disks: &[Disk], options: &GuestOptions, boot: &Bo
         qemu.args(["-device", "virtio-serial-pci", "-device"]);
         qemu.arg("virtserialport,chardev=agent,name=org.qemu.guest_agent.0");
     }
-    for disk in disks.iter().chain(&options.file_system) {
+    for disk in disks {
         for document in disk.blockdevs() {
             qemu.arg("-blockdev").arg(document.to_string());
         }

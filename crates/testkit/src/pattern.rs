@@ -16,6 +16,8 @@ pub const BLOCK: usize = 4096;
 pub const DATA_BLOCKS_MAX: u64 = 16;
 /// Longest write of zeroes and longest discard, in blocks (512 KiB, several chunks of a repository).
 pub const ZERO_BLOCKS_MAX: u64 = 128;
+/// Most writes that the guest issues without a report on its console: one that dies has issued no later one.
+pub const UNREPORTED_MAX: u64 = 128;
 /// Smallest disk that the pattern fits on, in bytes.
 pub const DISK_BYTES_MIN: u64 = 4 * ZERO_BLOCKS_MAX * BLOCK as u64;
 

@@ -1,8 +1,10 @@
 //! A second look at QEMU: a small blocking QMP client of the tests' own.
 //!
-//! Tests watch and disturb the guest through a monitor that the product does not use. One command at a time, events
-//! are skipped, every wait has a deadline. It shares no code with the product's client.
+//! Tests watch and disturb the guest through a monitor that the product does not use. One command at a time, of the
+//! events only the stops of the guest are counted, every wait has a deadline. It shares no code with the product's
+//! client.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -18,6 +20,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Qmp {
     stream: BufReader<UnixStream>,
+    stops: u64,
 }
 
 impl Qmp {
@@ -31,7 +34,7 @@ impl Qmp {
     pub(crate) fn over(stream: UnixStream) -> Result<Qmp> {
         stream.set_read_timeout(Some(ANSWER_WITHIN))?;
         stream.set_write_timeout(Some(ANSWER_WITHIN))?;
-        let mut monitor = Qmp { stream: BufReader::new(stream) };
+        let mut monitor = Qmp { stream: BufReader::new(stream), stops: 0 };
         let greeting = monitor.line().context("the monitor does not greet: it has a client already")?;
         if greeting.get("QMP").is_none() {
             bail!("this is no QMP monitor: {greeting}");
@@ -63,8 +66,25 @@ impl Qmp {
         }
     }
 
+    /// The `STOP` events that came before the last answer.
+    pub fn stops(&self) -> u64 {
+        self.stops
+    }
+
+    /// The bitmaps of a node, as QEMU describes them.
+    pub fn bitmaps(&mut self, node: &str) -> Result<Vec<Value>> {
+        let nodes = self.query("query-named-block-nodes")?;
+        let found = nodes.into_iter().find(|found| found["node-name"] == node);
+        let mut found = found.with_context(|| format!("there is no node {node}"))?;
+        match found["dirty-bitmaps"].take() {
+            Value::Array(bitmaps) => Ok(bitmaps),
+            _ => Ok(Vec::new()),
+        }
+    }
+
     /// Everything in QEMU that a backup may have left: jobs, block exports, NBD server, bitmaps, and nodes that are not
-    /// in `known`, each as a short text. Empty when QEMU is as it was.
+    /// in `known`, each as a short text. Empty when QEMU is as it was. The one bitmap that the newest backup of a
+    /// repository leaves on each node is no left-over; a second one of the same repository makes both so.
     pub fn leftovers(&mut self, known: &[String]) -> Result<Vec<String>> {
         let mut found = Vec::new();
         for (command, key) in [("query-jobs", "id"), ("query-block-exports", "id")] {
@@ -75,9 +95,15 @@ impl Qmp {
             if !known.iter().any(|known| known == name) {
                 found.push(format!("node: {name}"));
             }
+            let mut checkpoints: BTreeMap<&str, Vec<String>> = BTreeMap::new();
             for bitmap in node["dirty-bitmaps"].as_array().into_iter().flatten() {
-                found.push(format!("bitmap: {name}/{}", bitmap["name"]));
+                let text = format!("bitmap: {name}/{}", bitmap["name"]);
+                match bitmap["name"].as_str().and_then(checkpoint_repository) {
+                    Some(repository) => checkpoints.entry(repository).or_default().push(text),
+                    None => found.push(text),
+                }
             }
+            found.extend(checkpoints.into_values().filter(|bitmaps| bitmaps.len() > 1).flatten());
         }
         Ok(found)
     }
@@ -93,6 +119,47 @@ impl Qmp {
         if self.stream.read_line(&mut line)? == 0 {
             bail!("the monitor has hung up");
         }
-        Ok(serde_json::from_str(&line)?)
+        let document: Value = serde_json::from_str(&line)?;
+        self.stops += u64::from(document["event"] == "STOP");
+        Ok(document)
+    }
+}
+
+/// The repository that a bitmap belongs to, if it is one that a backup leaves on purpose:
+/// `aqf-REPOSITORY-BACKUP-DISK`.
+fn checkpoint_repository(bitmap: &str) -> Option<&str> {
+    const REPOSITORY: usize = 32;
+    const UUID: usize = 36;
+    let rest = bitmap.strip_prefix("aqf-")?;
+    let (repository, rest) = (rest.get(..REPOSITORY)?, rest.get(REPOSITORY..)?.strip_prefix('-')?);
+    let (uuid, disk) = (rest.get(..UUID)?, rest.get(UUID..)?.strip_prefix('-')?);
+    let hex = |text: &str| text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    (hex(repository) && uuid.split('-').map(str::len).eq([8, 4, 4, 4, 12]) && uuid.split('-').all(hex))
+        .then_some(repository)
+        .filter(|_| !disk.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::checkpoint_repository;
+
+    #[test]
+    fn only_a_bitmap_with_repository_backup_and_disk_is_left_on_purpose() {
+        let repository = "0123456789abcdef0123456789abcdef";
+        let uuid = "01890a5d-ac96-774b-bcce-b302099a8057";
+        let whole = format!("aqf-{repository}-{uuid}-vda");
+        assert_eq!(checkpoint_repository(&whole), Some(repository));
+        let others = [
+            "theirs".to_owned(),
+            format!("{repository}-{uuid}-vda"),
+            format!("aqf-{repository}-{uuid}-"),
+            format!("aqf-{repository}-{uuid}"),
+            format!("aqf-{repository}-vda"),
+            format!("aqf-{}-{uuid}-vda", &repository[1..]),
+            format!("aqf-{repository}-{}-vda", uuid.replace('b', "x")),
+        ];
+        for other in others {
+            assert_eq!(checkpoint_repository(&other), None, "{other}");
+        }
     }
 }

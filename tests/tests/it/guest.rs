@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use aquifer_testkit::{Disk, Flaw, Format, Guest, GuestOptions, check, process, tempdir};
+use aquifer_testkit::{Disk, Flaw, Format, Guest, GuestOptions, check, check_grown, process, tempdir};
 
 use crate::Outcome;
 
@@ -127,4 +127,105 @@ fn a_guest_with_a_file_system_has_an_agent_that_freezes_it() -> Outcome {
     ensure!(guest.files_written() <= frozen_at + 1, "files were written while frozen");
     agent.write_all(b"{\"execute\": \"guest-fsfreeze-thaw\"}\n")?;
     process::wait_for("more files", 60 * SECOND, || Ok((guest.files_written() > frozen_at + 1).then_some(())))
+}
+
+/// The moment that the paused guest's disks are, which lies behind `earliest`.
+fn ensure_one_moment(guest: &mut Guest, folder: &Path, earliest: u64, name: &str) -> Outcome {
+    let disks = guest.disks()[..guest.history().len()].to_owned();
+    let history = guest.history().to_owned();
+    // QEMU keeps its images locked while it runs.
+    guest.restart_with(|_| {
+        check_grown(&copy(&disks, folder, name)?, &history, earliest..=u64::MAX).map(drop).map_err(Into::into)
+    })
+}
+
+#[test]
+#[ignore = "slow group guest"]
+fn a_guest_goes_on_with_its_history_after_each_sigkill_of_qemu() -> Outcome {
+    let folder = tempdir()?;
+    let disks = [
+        Disk::create(folder.path(), "vda", Format::Qcow2, DISK_BYTES)?,
+        Disk::create(folder.path(), "vdb", Format::Raw, DISK_BYTES)?,
+    ];
+    let options = GuestOptions { writes_per_second: 0, flushes: true, ..GuestOptions::default() };
+    let mut guest = Guest::start(folder.path(), &disks, &options)?;
+    for number in 0..3 {
+        let newest = guest.seq();
+        let killed_at = guest.wait_seq(newest + 500, 60 * SECOND)?;
+        guest.kill_and_restart()?;
+        let newest = guest.seq();
+        ensure!(newest > killed_at, "the history went back from {killed_at} to {newest}");
+        ensure_one_moment(&mut guest, folder.path(), newest, &format!("killed-{number}"))?;
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "slow group guest"]
+fn a_guest_goes_on_while_its_disks_grow_shrink_and_swap_their_names() -> Outcome {
+    let folder = tempdir()?;
+    let disks = [
+        Disk::create(folder.path(), "vda", Format::Qcow2, DISK_BYTES)?,
+        Disk::create(folder.path(), "vdb", Format::Raw, DISK_BYTES)?,
+    ];
+    let mut guest = Guest::start(folder.path(), &disks, &GuestOptions::default())?;
+    for name in ["vda", "vdb"] {
+        guest.resize(name, DISK_BYTES + (3 << 20))?;
+    }
+    let newest = guest.next_seq()?;
+    ensure_one_moment(&mut guest, folder.path(), newest, "grown")?;
+    guest.resize("vdb", DISK_BYTES + (1 << 20))?;
+    ensure!(guest.resize("vdb", DISK_BYTES - 512).is_err(), "the history was cut off");
+    guest.restart_with(|disks| {
+        let (one, other) = disks.split_at_mut(1);
+        std::mem::swap(&mut one[0].name, &mut other[0].name);
+        Ok(())
+    })?;
+    ensure!(
+        guest.disks()[0].name == "vdb" && guest.disks()[0].format == Format::Qcow2,
+        "{:?}",
+        guest.disks()
+    );
+    let newest = guest.next_seq()?;
+    ensure_one_moment(&mut guest, folder.path(), newest, "swapped")
+}
+
+#[test]
+#[ignore = "slow group guest"]
+fn a_disk_plugged_in_while_the_guest_runs_takes_bytes_as_the_guest_would_write_them() -> Outcome {
+    let folder = tempdir()?;
+    let disks = [Disk::create(folder.path(), "vda", Format::Raw, DISK_BYTES)?];
+    let mut guest = Guest::start(folder.path(), &disks, &GuestOptions::default())?;
+    guest.add(Disk::create(folder.path(), "vdb", Format::Raw, 8 << 20)?)?;
+    guest.overwrite("vdb", 5000, 70_000, 0x5a)?;
+    guest.resize("vdb", 9 << 20)?;
+    guest.overwrite("vdb", (9 << 20) - 512, 512, 0xa5)?;
+    let mut expected = vec![0; 9 << 20];
+    expected[5000..75_000].fill(0x5a);
+    expected[(9 << 20) - 512..].fill(0xa5);
+    ensure!(fs::read(&guest.disks()[1].path)? == expected, "other bytes are on the disk");
+    ensure!(guest.overwrite("vda", 0, 512, 1).is_err(), "the history was overwritten");
+    // It is still there after a restart, and the history goes on.
+    guest.restart()?;
+    guest.overwrite("vdb", 0, 512, 1)?;
+    guest.quit().map(drop)
+}
+
+#[test]
+#[ignore = "slow group guest"]
+fn a_guest_tells_how_long_each_write_took_and_a_stop_is_counted() -> Outcome {
+    let folder = tempdir()?;
+    let disks = [Disk::create(folder.path(), "vda", Format::Raw, DISK_BYTES)?];
+    let options = GuestOptions { flushes: true, latencies: true, ..GuestOptions::default() };
+    let mut guest = Guest::start(folder.path(), &disks, &options)?;
+    let end = guest.wait_seq(300, 60 * SECOND)?;
+    let latency = guest.latency(1..=end)?;
+    ensure!(latency.writes() as u64 == end && latency.write_us(50) > 0, "{latency}");
+    ensure!(latency.write_us(50) <= latency.write_us(99) && latency.flush_us(100) > 0, "{latency}");
+
+    ensure!(guest.stops()? == 0, "the guest was stopped by nobody");
+    guest.pause()?;
+    guest.resume()?;
+    ensure!(guest.stops()? == 1, "the stop was not counted");
+    Ok(())
 }

@@ -9,12 +9,15 @@ mod cli;
 mod damage;
 mod format_reader;
 mod guest;
+mod guest_first;
 mod image_source;
+mod incremental;
 mod kill9;
 mod nbd_source;
 mod packaging;
 mod quiesce;
 mod rig;
+mod self_healing;
 mod tidy;
 
 /// What a test returns: any error ends it with its whole story.

@@ -5,8 +5,11 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use aquifer_testkit::{Aquifer, Disk, Format, Guest, GuestOptions, TempDir, check, process, tempdir};
+use anyhow::{Context, Result, ensure};
+use aquifer_testkit::{
+    Aquifer, Disk, Format, Guest, GuestOptions, Moment, TempDir, check_grown, pattern::UNREPORTED_MAX,
+    process, tempdir,
+};
 use serde_json::Value;
 
 /// One second, for deadlines.
@@ -27,15 +30,48 @@ pub(crate) struct Taken {
     pub(crate) uuid: String,
     pub(crate) done: Value,
     pub(crate) window: RangeInclusive<u64>,
+    /// What the disks with the guest's history were called, in the guest's order.
+    pub(crate) names: Vec<String>,
+    /// How much of each the history covers.
+    pub(crate) history: Vec<u64>,
+}
+
+impl Taken {
+    /// What the backup tells about a disk.
+    pub(crate) fn disk(&self, name: &str) -> Result<&Value> {
+        let disks = self.done["disks"].as_array();
+        let found = disks.into_iter().flatten().find(|disk| disk["name"] == name);
+        found.with_context(|| format!("no disk {name} in {}", self.done))
+    }
+
+    /// Proves that a disk was read in this mode. `word` stands in the reason; an empty one asks for none.
+    pub(crate) fn ensure_mode(&self, name: &str, mode: &str, word: &str) -> Result<()> {
+        let disk = self.disk(name)?;
+        let reason = disk["reason"].as_str().unwrap_or_default();
+        ensure!(disk["mode"] == mode && reason.contains(word), "{name} is not `{mode}: {word}`: {disk}");
+        Ok(())
+    }
+
+    /// Proves that every disk was read by its bitmap.
+    pub(crate) fn ensure_all_by_bitmap(&self) -> Result<()> {
+        let disks = self.done["disks"].as_array().context("no disks")?;
+        let whole: Vec<_> = disks.iter().filter(|disk| disk["mode"] != "bitmap").collect();
+        ensure!(whole.is_empty() && !disks.is_empty(), "not by its bitmap: {whole:?}");
+        Ok(())
+    }
 }
 
 impl Rig {
     /// Boots a guest with these disks (`vda`, `vdb`, …) and makes a repository.
     pub(crate) fn start(disks: &[(Format, u64)]) -> Result<Rig> {
+        Rig::start_with(disks, &GuestOptions { monitors: 2, ..GuestOptions::default() })
+    }
+
+    /// As [`Rig::start`], with a guest of other options.
+    pub(crate) fn start_with(disks: &[(Format, u64)], options: &GuestOptions) -> Result<Rig> {
         let folder = tempdir()?;
         let disks = new_disks(folder.path(), disks)?;
-        let options = GuestOptions { monitors: 2, ..GuestOptions::default() };
-        let mut guest = Guest::start(folder.path(), &disks, &options)?;
+        let mut guest = Guest::start(folder.path(), &disks, options)?;
         let aquifer = Aquifer::with_repository(folder.path())?;
         fs::create_dir(folder.path().join("scratch"))?;
         guest.wait_seq(200, 60 * SECOND)?;
@@ -65,19 +101,65 @@ impl Rig {
 
     /// Backs the guest up.
     pub(crate) fn backup(&mut self, further: &[&str]) -> Result<Taken> {
-        let earliest = self.guest.seq();
         let arguments = self.backup_arguments(further);
-        let done = self.aquifer.run(&as_strs(&arguments))?.ok()?.event("done")?;
-        let window = earliest..=self.guest.next_seq()?;
-        Ok(Taken { uuid: done["uuid"].as_str().unwrap_or_default().to_owned(), done, window })
+        self.take(&arguments)
     }
 
-    /// Restores all disks of a backup into new files, and proves that they are the moment of that backup.
+    /// Backs the guest up with these arguments and no others.
+    pub(crate) fn take(&mut self, arguments: &[String]) -> Result<Taken> {
+        let earliest = self.guest.seq();
+        let done = self.aquifer.run(&as_strs(arguments))?.ok()?.event("done")?;
+        let latest = self.guest.next_seq()?;
+        Ok(self.taken(done, earliest..=latest))
+    }
+
+    /// Backs the paused guest up: its last write is the only moment.
+    pub(crate) fn backup_paused(&mut self) -> Result<Taken> {
+        let arguments = self.backup_arguments(&[]);
+        let done = self.aquifer.run(&as_strs(&arguments))?.ok()?.event("done")?;
+        let earliest = self.guest.seq();
+        Ok(self.taken(done, earliest..=earliest + UNREPORTED_MAX))
+    }
+
+    /// A backup whose `done` event this is, of the guest as it is now.
+    pub(crate) fn taken(&self, done: Value, window: RangeInclusive<u64>) -> Taken {
+        let history = self.guest.history().to_owned();
+        let disks = &self.guest.disks()[..history.len()];
+        let names = disks.iter().map(|disk| disk.name.clone()).collect();
+        Taken { uuid: done["uuid"].as_str().unwrap_or_default().to_owned(), done, window, names, history }
+    }
+
+    /// Restores the disks of a backup into new files, and proves that they are the moment of that backup.
     pub(crate) fn prove(&self, taken: &Taken, name: &str) -> Result<Vec<PathBuf>> {
-        let names: Vec<&str> = self.disks.iter().map(|disk| disk.name.as_str()).collect();
-        let images = self.aquifer.restore(&taken.uuid, &names, name)?;
-        check(&images, taken.window.clone())?;
-        Ok(images)
+        self.prove_from(&self.aquifer, taken, name)
+    }
+
+    /// As [`Rig::prove`], for a backup in the repository of another user.
+    pub(crate) fn prove_from(&self, user: &Aquifer, taken: &Taken, name: &str) -> Result<Vec<PathBuf>> {
+        self.moment(user, taken, name).map(|(images, _)| images)
+    }
+
+    /// As [`Rig::prove`], and which moment it is.
+    pub(crate) fn moment(&self, user: &Aquifer, taken: &Taken, name: &str) -> Result<(Vec<PathBuf>, Moment)> {
+        let names: Vec<&str> = taken.names.iter().map(String::as_str).collect();
+        let images = user.restore(&taken.uuid, &names, name)?;
+        let moment = check_grown(&images, &taken.history, taken.window.clone())
+            .with_context(|| format!("backup {} ({name})", taken.uuid))?;
+        Ok((images, moment))
+    }
+
+    /// The bitmaps that Aquifer keeps on a node, by name.
+    pub(crate) fn checkpoints(&mut self, node: &str) -> Result<Vec<String>> {
+        let bitmaps = self.guest.qmp().bitmaps(node)?;
+        let names = bitmaps.iter().filter_map(|bitmap| bitmap["name"].as_str());
+        Ok(names.filter(|name| name.starts_with("aqf-")).map(str::to_owned).collect())
+    }
+
+    /// Waits until a backup in the background serves all these disks.
+    pub(crate) fn wait_exports(&mut self, disks: usize) -> Result<()> {
+        process::wait_for("the backup's exports", 60 * SECOND, || {
+            Ok((self.guest.qmp().query("query-block-exports")?.len() == disks).then_some(()))
+        })
     }
 
     /// Proves that the guest runs, and that nothing of a backup is left in QEMU or in the scratch folder.
@@ -89,12 +171,16 @@ impl Rig {
         self.guest.next_seq().map(drop)
     }
 
-    /// Waits until nothing of a backup is left.
-    pub(crate) fn wait_clean(&mut self) -> Result<()> {
-        process::wait_for("QEMU to be as it was", 20 * SECOND, || {
-            Ok(self.leftovers()?.is_empty().then_some(()))
+    /// Waits until nothing of a backup is left but Aquifer's own bitmaps: whether the backup that a killed one had begun was
+    /// committed is for the next one to find out, and which bitmaps go with it.
+    pub(crate) fn wait_clean_but_for_bitmaps(&mut self) -> Result<()> {
+        process::wait_for("QEMU to be as it was but for bitmaps", 20 * SECOND, || {
+            let left = self.leftovers()?;
+            Ok(left.iter().all(|left| left.starts_with("bitmap: ") && left.contains("\"aqf-")).then_some(()))
         })?;
-        self.ensure_clean()
+        let status = self.guest.status()?;
+        ensure!(status == "running", "the guest is {status}");
+        self.guest.next_seq().map(drop)
     }
 
     /// What a backup has left in QEMU and in the scratch folder.
