@@ -30,6 +30,7 @@ use crate::plan::{Action, Grid, Piece, Planner, STRIPE_CHUNKS, StripePlan};
 use crate::progress::{DiskMeter, EventSink};
 use crate::settings::{REQUEST_BYTES, REQUESTS_PER_CONNECTION};
 use crate::stripe::{Change, Filling, Step, Stripe, Tally};
+use crate::tail::last_kept;
 use crate::throttle::Throttle;
 use crate::workers::Worker;
 
@@ -70,7 +71,7 @@ pub(crate) struct DiskDone {
 }
 
 /// Why a pass over a disk ended before its end.
-enum Halt {
+pub(crate) enum Halt {
     /// The bitmap or the base is not what it should be.
     Doubt(String),
     Failed(Error),
@@ -110,17 +111,22 @@ pub(crate) async fn read_disk(mut disk: DiskRead, shared: Shared) -> Result<Disk
 }
 
 /// One pass over the disk.
-async fn pipeline(disk: &DiskRead, changes: Option<Changes>, shared: &Shared) -> Result<DiskDone, Halt> {
+async fn pipeline(disk: &DiskRead, mut changes: Option<Changes>, shared: &Shared) -> Result<DiskDone, Halt> {
     let grid = Grid::new(disk.client.info().size_bytes, shared.session.chunk_bytes());
     let (to_lanes, requests) = async_channel::bounded(WINDOW);
     let (to_tree, steps) = async_channel::bounded(WINDOW);
     let lanes = start_lanes(&disk.client, &requests, shared);
     // A whole read builds its tree from nothing, and only compares.
     let base = disk.parent.filter(|_| changes.is_some()).unwrap_or_default();
+    let mut parent = Compared::new(shared, disk.parent, changes.is_some());
+    if let (Some(changes), Some(reader)) = (&mut changes, &mut parent.reader) {
+        let last = last_kept(&disk.client, reader, grid, changes).await?;
+        changes.draw.include(last);
+    }
     let driver = Driver {
         grid,
         chunks_per_request: u64::from(request_bytes(shared.session.chunk_bytes())) / grid.chunk_bytes(),
-        parent: Compared::new(shared, disk.parent, changes.is_some()),
+        parent,
         window: Arc::new(Semaphore::new(WINDOW)),
         to_lanes,
         to_tree,
@@ -212,8 +218,18 @@ impl Driver {
             }
         }
         let to_tree = self.to_tree.clone();
-        let filling =
-            Filling { sequence, leaf: plan.index, node, tally, place, unsettled, differs: None, to_tree };
+        let kept = plan.chunks().all(|(_, action)| matches!(action, Action::Keep | Action::Recheck));
+        let filling = Filling {
+            sequence,
+            leaf: plan.index,
+            node,
+            tally,
+            place,
+            unsettled,
+            kept,
+            differs: None,
+            to_tree,
+        };
         let stripe = Arc::new(Stripe::new(parent, filling));
         for run in plan.runs().filter(|run| matches!(run.action, Action::Read | Action::Recheck)) {
             self.requests(&stripe, run.action == Action::Recheck, run.chunks).await?;
@@ -349,8 +365,7 @@ async fn build_tree(
         waiting.insert(step.sequence, step);
         while let Some(Step { tally, change, place, differs, .. }) = waiting.remove(&next) {
             next += 1;
-            if let (Some(slot), Change::Leaf(leaf, _)) = (differs, &change) {
-                let chunk = leaf * STRIPE_CHUNKS + u64::from(slot);
+            if let Some(chunk) = differs {
                 let offset = grid.bytes_of(chunk..chunk + 1).start;
                 return Err(Halt::Doubt(format!(
                     "bitmap wrong: the chunk at byte {offset} is not the earlier backup's, and not marked as changed"

@@ -22,6 +22,8 @@ pub(crate) struct Draw {
     state: u64,
     /// Chunks to pass over before the next one that is drawn.
     gap: u64,
+    /// A chunk that is drawn for certain.
+    certain: Option<u64>,
 }
 
 impl Draw {
@@ -34,9 +36,14 @@ impl Draw {
                 (f64::from(DEFAULT_PPM) / 1e6).min(most)
             }
         };
-        let mut draw = Draw { share, state: seed, gap: 0 };
+        let mut draw = Draw { share, state: seed, gap: 0, certain: None };
         draw.gap = draw.next_gap();
         draw
+    }
+
+    /// Draws `chunk`, whatever the lot says.
+    pub(crate) fn include(&mut self, chunk: Option<u64>) {
+        self.certain = chunk;
     }
 
     /// The regions of an unchanged run: its drawn chunks, and what lies between.
@@ -53,7 +60,8 @@ impl Draw {
         let end = if range.end == grid.size_bytes() { grid.chunks() } else { range.end / grid.chunk_bytes() };
         let mut next = first;
         while next < end {
-            let drawn = next.saturating_add(self.gap);
+            let lot = next.saturating_add(self.gap);
+            let drawn = self.certain.filter(|certain| (next..lot.min(end)).contains(certain)).unwrap_or(lot);
             if drawn >= end {
                 self.gap -= end - next;
                 break;
@@ -63,7 +71,7 @@ impl Draw {
             at = chunk.end;
             push(chunk, Status::Drawn);
             next = drawn + 1;
-            self.gap = self.next_gap();
+            self.gap = if drawn == lot { self.next_gap() } else { lot - next };
         }
         push(at..range.end, Status::Clean);
         regions
@@ -108,8 +116,13 @@ mod tests {
     const CHUNK: u64 = 64 << 10;
 
     fn drawn(ppm: u32, size_bytes: u64, runs: &[Range<u64>]) -> Vec<u64> {
+        drawn_with(None, ppm, size_bytes, runs)
+    }
+
+    fn drawn_with(certain: Option<u64>, ppm: u32, size_bytes: u64, runs: &[Range<u64>]) -> Vec<u64> {
         let grid = Grid::new(size_bytes, 64 << 10);
         let mut draw = Draw::new(Some(ppm), grid, 42);
+        draw.include(certain);
         let mut chunks = Vec::new();
         for run in runs {
             let regions = draw.over(grid, run.clone());
@@ -139,6 +152,18 @@ mod tests {
     #[test]
     fn a_share_of_nothing_draws_nothing() {
         assert!(drawn(0, 1 << 40, &[0..1 << 40]).is_empty());
+    }
+
+    #[test]
+    fn a_certain_chunk_is_drawn_beside_the_others_unless_it_lies_in_no_clean_run() {
+        let size = 1000 * CHUNK;
+        assert_eq!(drawn_with(Some(7), 0, size, &[0..size]), [7]);
+        assert!(drawn_with(Some(7), 0, size, &[0..7 * CHUNK, 8 * CHUNK..size]).is_empty());
+        let without = drawn(100_000, size, &[0..size]);
+        let other = (0..).find(|chunk| !without.contains(chunk)).unwrap();
+        let mut with = drawn_with(Some(other), 100_000, size, &[0..size]);
+        with.retain(|chunk| *chunk != other);
+        assert_eq!(with, without);
     }
 
     #[test]

@@ -34,6 +34,7 @@ mod restore_check;
 mod restore_disk;
 mod source;
 mod stripe;
+mod tail;
 mod throttle;
 mod verify;
 mod volume;

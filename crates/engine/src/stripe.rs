@@ -12,6 +12,8 @@ use aquifer_repository::format::tree::Node;
 use async_channel::Sender;
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::plan::STRIPE_CHUNKS;
+
 /// What happened to the bytes of some chunks. Every byte is in exactly one of the first four.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
@@ -68,8 +70,8 @@ pub(crate) struct Step {
     pub(crate) tally: Tally,
     /// What to do.
     pub(crate) change: Change,
-    /// A slot whose chunk is not the base's, although it was said to be unchanged.
-    pub(crate) differs: Option<u8>,
+    /// A chunk of the disk that is not the base's, although it was said to be unchanged.
+    pub(crate) differs: Option<u64>,
     /// Its place in the window of steps in flight.
     pub(crate) place: OwnedSemaphorePermit,
 }
@@ -107,7 +109,9 @@ pub(crate) struct Filling {
     pub(crate) place: OwnedSemaphorePermit,
     /// Chunks still to settle.
     pub(crate) unsettled: usize,
-    /// See [`Step::differs`].
+    /// Whether every chunk is the base's, read or not.
+    pub(crate) kept: bool,
+    /// See [`Step::differs`], here as a slot.
     pub(crate) differs: Option<u8>,
     /// Where the finished stripe goes; has room for the whole window.
     pub(crate) to_tree: Sender<Step>,
@@ -147,10 +151,12 @@ impl Stripe {
         if filling.unsettled > 0 {
             return;
         }
-        if let Some(Filling { sequence, leaf, node, tally, differs, place, to_tree, .. }) = guard.take() {
+        if let Some(Filling { sequence, leaf, node, tally, kept, differs, place, to_tree, .. }) = guard.take()
+        {
+            let differs = differs.map(|slot| leaf * STRIPE_CHUNKS + u64::from(slot));
+            let change = if kept { Change::Kept } else { Change::Leaf(leaf, node) };
             // The queue has room for the whole window, and is closed only when the disk has failed already.
-            let _ =
-                to_tree.try_send(Step { sequence, tally, change: Change::Leaf(leaf, node), differs, place });
+            let _ = to_tree.try_send(Step { sequence, tally, change, differs, place });
         }
     }
 }
@@ -168,7 +174,20 @@ mod tests {
         let place = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
         let (to_tree, tree) = async_channel::bounded(1);
         let (node, tally) = (Node::new(0), Tally::default());
-        (Filling { sequence: 0, leaf: 3, node, tally, place, unsettled, differs: None, to_tree }, tree)
+        (
+            Filling {
+                sequence: 0,
+                leaf: 3,
+                node,
+                tally,
+                place,
+                unsettled,
+                kept: false,
+                differs: None,
+                to_tree,
+            },
+            tree,
+        )
     }
 
     #[tokio::test]
@@ -199,9 +218,11 @@ mod tests {
         let (same, other) = (ChunkId([7; 32]), ChunkId([8; 32]));
         let mut parent = Node::new(0);
         parent.set(1, Some(same));
-        for (now, differs) in
-            [(Stored::Kept(same), None), (Stored::Known(other), Some(1)), (Stored::Zero, Some(1))]
-        {
+        for (now, differs) in [
+            (Stored::Kept(same), None),
+            (Stored::Known(other), Some(3 * 256 + 1)),
+            (Stored::Zero, Some(3 * 256 + 1)),
+        ] {
             let (filling, tree) = filling(1).await;
             Stripe::new(parent.clone(), filling).settle(true, [(1, 100, now)].into_iter());
             let step = tree.try_recv().unwrap();

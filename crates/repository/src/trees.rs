@@ -165,6 +165,38 @@ impl TreeReader {
         Ok(None)
     }
 
+    /// The last leaf before `end` that names any chunk, and its number; `None` when only zeros come before.
+    ///
+    /// # Errors
+    /// Those of [`TreeReader::leaf`].
+    pub async fn last_leaf(&mut self, end: u64) -> Result<Option<(u64, Node)>> {
+        let mut end = end.min(self.shape.leaves);
+        // Each turn either descends to a leaf or moves `end` before a subtree that has nothing so early.
+        'root: while let Some(mut at) = end.checked_sub(1) {
+            let Some(root) = self.spec.root else { return Ok(None) };
+            let (mut id, mut level) = (root, self.shape.top);
+            loop {
+                let node = self.node(&id, level, number_at(level, at)).await?;
+                if level == 0 && !node.is_empty() {
+                    return Ok(Some((at, Node::clone(&node))));
+                }
+                let child = level.saturating_sub(1);
+                let wanted = slot_of(number_at(child, at));
+                let before = node.iter().take_while(|(slot, _)| *slot <= wanted).last().filter(|_| level > 0);
+                let Some((slot, next)) = before else {
+                    end = number_at(level, at) << (FAN_BITS * u32::from(level));
+                    continue 'root;
+                };
+                if slot < wanted {
+                    let number = (number_at(level, at) << FAN_BITS) + u64::from(slot);
+                    at = ((number + 1) << (FAN_BITS * u32::from(child))) - 1;
+                }
+                (id, level) = (next, child);
+            }
+        }
+        Ok(None)
+    }
+
     /// Nodes read so far.
     pub fn nodes_read(&self) -> u64 {
         self.nodes.reads()

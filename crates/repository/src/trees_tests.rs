@@ -114,6 +114,28 @@ proptest! {
 }
 
 #[test]
+fn leaves_are_found_backwards_as_they_are_forwards() {
+    run(async {
+        let rig = Rig::new(CHUNK);
+        let mut disk = vec![0; 3 << 20];
+        // Neighbours, a gap of a leaf, a gap of more than a node of level one, and the very end.
+        for leaf in [0, 1, 3, 255, 256, 600, 767] {
+            disk[leaf * LEAF + 40] = 1;
+        }
+        let tree = rig.backup(&disk, TreeSpec::default(), None).await.unwrap().tree;
+        let mut reader = TreeReader::over(&rig.parts, tree);
+        let (mut backwards, mut end) = (Vec::new(), u64::MAX);
+        while let Some((leaf, node)) = reader.last_leaf(end).await.unwrap() {
+            assert!(!node.is_empty());
+            backwards.push(leaf);
+            end = leaf;
+        }
+        assert_eq!(backwards, [767, 600, 256, 255, 3, 1, 0]);
+        assert!(TreeReader::over(&rig.parts, TreeSpec::default()).last_leaf(9).await.unwrap().is_none());
+    });
+}
+
+#[test]
 fn an_unchanged_disk_reads_and_writes_no_node() {
     run(async {
         let rig = Rig::new(CHUNK);
