@@ -115,6 +115,11 @@ mod tests {
 
     const CHUNK: u64 = 64 << 10;
 
+    /// One run from end to end.
+    fn whole(size_bytes: u64) -> Vec<Range<u64>> {
+        Vec::from([Range { start: 0, end: size_bytes }])
+    }
+
     fn drawn(ppm: u32, size_bytes: u64, runs: &[Range<u64>]) -> Vec<u64> {
         drawn_with(None, ppm, size_bytes, runs)
     }
@@ -144,24 +149,24 @@ mod tests {
     #[test]
     fn a_share_of_one_draws_every_whole_chunk_and_nothing_of_torn_ones() {
         let size = 10 * CHUNK + 5;
-        assert_eq!(drawn(1_000_000, size, &[0..size]), (0..=10).collect::<Vec<_>>());
+        assert_eq!(drawn(1_000_000, size, &whole(size)), (0..=10).collect::<Vec<_>>());
         assert_eq!(drawn(1_000_000, size, &[1..4 * CHUNK + 1, 6 * CHUNK..size]), [1, 2, 3, 6, 7, 8, 9, 10]);
         assert!(drawn(1_000_000, size, &[1..CHUNK, CHUNK + 1..2 * CHUNK]).is_empty());
     }
 
     #[test]
     fn a_share_of_nothing_draws_nothing() {
-        assert!(drawn(0, 1 << 40, &[0..1 << 40]).is_empty());
+        assert!(drawn(0, 1 << 40, &whole(1 << 40)).is_empty());
     }
 
     #[test]
     fn a_certain_chunk_is_drawn_beside_the_others_unless_it_lies_in_no_clean_run() {
         let size = 1000 * CHUNK;
-        assert_eq!(drawn_with(Some(7), 0, size, &[0..size]), [7]);
+        assert_eq!(drawn_with(Some(7), 0, size, &whole(size)), [7]);
         assert!(drawn_with(Some(7), 0, size, &[0..7 * CHUNK, 8 * CHUNK..size]).is_empty());
-        let without = drawn(100_000, size, &[0..size]);
+        let without = drawn(100_000, size, &whole(size));
         let other = (0..).find(|chunk| !without.contains(chunk)).unwrap();
-        let mut with = drawn_with(Some(other), 100_000, size, &[0..size]);
+        let mut with = drawn_with(Some(other), 100_000, size, &whole(size));
         with.retain(|chunk| *chunk != other);
         assert_eq!(with, without);
     }
@@ -170,7 +175,7 @@ mod tests {
     fn a_share_is_met_over_one_long_run_and_over_many_short_ones() {
         let size = 100_000 * CHUNK;
         let runs: Vec<Range<u64>> = (0..50_000).map(|run| run * 2 * CHUNK..(run * 2 + 2) * CHUNK).collect();
-        for runs in [&[0..size][..], &runs] {
+        for runs in [&whole(size)[..], &runs] {
             let count = drawn(10_000, size, runs).len();
             assert!((900..1100).contains(&count), "{count} of 100000 at one percent");
         }

@@ -271,10 +271,13 @@ impl Source {
 
     /// The disks that the request itself names: none for a running domain, which tells its own.
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
-        let (exports, images): (&[(String, Uri)], &[(String, PathBuf)]) = match self {
-            Source::Qmp(_) => (&[], &[]),
-            Source::Nbd(exports) => (exports, &[]),
-            Source::Images(images) => (&[], images),
+        let exports = match self {
+            Source::Nbd(exports) => exports.as_slice(),
+            Source::Qmp(_) | Source::Images(_) => &[],
+        };
+        let images = match self {
+            Source::Images(images) => images.as_slice(),
+            Source::Qmp(_) | Source::Nbd(_) => &[],
         };
         let exports = exports.iter().map(|(name, _)| name.as_str());
         exports.chain(images.iter().map(|(name, _)| name.as_str()))
