@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 
-use aquifer_qemu::{Domain, Ending};
+use aquifer_qemu::Ending;
 use aquifer_repository::format::record::{
     BitmapRecord, Definition, DefinitionKind, DiskRecord, DomainRecord, Mode, QuiesceRecord, RECORD_VERSION,
     Record,
@@ -51,22 +51,17 @@ async fn run(context: &JobContext, request: BackupRequest) -> Result<BackupOutco
     request.source.check_names()?;
     let uuid = request.uuid.unwrap_or_else(|| new_uuid(&*context.world));
     context.repository.refresh().await?;
-    let about = |error: Error| error.about(format_args!("domain {}", request.domain));
-    let domain = OpenSource::look(context, &request, uuid).await.map_err(about)?;
-    let facts = Facts::gather(context, &request, domain.as_deref()).await;
-    let expected = facts.descents(&request.source, domain.as_deref(), true)?;
-    let bases: Vec<Uuid> = expected.iter().filter_map(|descent| descent.base).collect();
-    let parent = facts.parent(&expected);
+    let facts = Facts::gather(context, &request).await;
     let begin = BeginBackup {
         backup: uuid,
         domain: request.domain.clone(),
-        parent,
-        bases: bases.clone(),
+        parent: facts.newest(),
+        bases: facts.candidates(),
         fence_after: request.fence_after,
     };
     let session = context.repository.begin_backup(begin).await?;
-    let job = Job { context, request: &request, uuid, parent, bases, session: Arc::clone(&session) };
-    match Box::pin(job.run(domain, facts)).await {
+    let job = Job { context, request: &request, uuid, session: Arc::clone(&session) };
+    match Box::pin(job.run(facts)).await {
         Ok(made) => Ok(made.outcome(context, request.domain, started_ms)),
         // Nothing is undone while the outcome is unknown: the next run looks.
         Err(error) if outcome_unknown(&error) => Err(error),
@@ -135,29 +130,29 @@ struct Job<'a> {
     context: &'a JobContext,
     request: &'a BackupRequest,
     uuid: Uuid,
-    parent: Option<Uuid>,
-    /// What the session has pinned to build upon.
-    bases: Vec<Uuid>,
     session: Arc<BackupSession>,
 }
 
 impl Job<'_> {
     /// Everything between the open session and the commit.
-    async fn run(&self, domain: Option<Box<Domain>>, mut facts: Facts) -> Result<Made> {
+    async fn run(&self, mut facts: Facts) -> Result<Made> {
         let context = self.context;
-        facts.settle_fates(context);
-        let descents = facts.descents(&self.request.source, domain.as_deref(), false)?;
-        self.check_pinned(&descents)?;
+        if context.cancel.is_cancelled() {
+            return Err(Error::cancelled());
+        }
+        // Not raced against the cancel token: a half-open QEMU session must be whole to be taken away.
+        let domain = OpenSource::look(context, self.request, self.uuid).await?;
+        if let Some(domain) = &domain {
+            facts.look_at(context, domain).await;
+        }
+        let descents = facts.descents(&self.request.source, domain.as_deref())?;
+        let parent = facts.parent(&descents);
         let request_bytes = request_bytes(self.session.chunk_bytes());
         let transit_bytes = context.settings.transit_bytes(request_bytes);
         let queue = usize::try_from(transit_bytes / u64::from(request_bytes)).unwrap_or(usize::MAX);
         let failed = CancellationToken::new();
         let sealers = (0..context.settings.thread_count()).map(|_| Sealer::new(&self.session));
         let workers = Workers::start("seal", sealers.collect(), queue, &failed)?;
-        if context.cancel.is_cancelled() {
-            return Err(Error::cancelled());
-        }
-        // Not raced against the cancel token: a half-open QEMU session must be whole to be taken away.
         let plans = descents.iter().map(|descent| descent.plan.clone()).collect();
         let source = OpenSource::open(context, &self.request.source, domain, plans).await?;
         source.warnings.iter().for_each(|warning| context.events.warn(warning));
@@ -171,21 +166,12 @@ impl Job<'_> {
         };
         let readings = self.connect(&source, descents, facts.granularity_bytes());
         match Box::pin(self.read(&source, readings, shared, &failed)).await {
-            Ok(disks) => self.commit(source, workers, disks).await,
+            Ok(disks) => self.commit(source, workers, parent, disks).await,
             Err(error) => {
                 // The guest first: its session ends before the threads have ended their work.
                 self.close(source, Ending::Failed).await;
                 Err(workers.finish().await.err().unwrap_or(error))
             }
-        }
-    }
-
-    /// Nothing may be built upon that is not pinned: another session was faster between the first look and ours.
-    fn check_pinned(&self, descents: &[Descent]) -> Result<()> {
-        match descents.iter().filter_map(|descent| descent.base).find(|base| !self.bases.contains(base)) {
-            None => Ok(()),
-            Some(base) => Err(Error::new(Kind::Conflict, format!("backup {base} was committed meanwhile"))
-                .hint("run the backup again")),
         }
     }
 
@@ -285,11 +271,12 @@ impl Job<'_> {
         &self,
         mut source: OpenSource,
         workers: Workers<Batch>,
+        parent: Option<Uuid>,
         disks: Vec<Told>,
     ) -> Result<Made> {
         let checked = source.check().await.map_err(|error| self.about_domain(error));
         let (records, disks) = disks.into_iter().unzip();
-        let record = self.record(&source, records);
+        let record = self.record(&source, parent, records);
         let committed = match checked {
             Ok(()) => match workers.finish().await {
                 // From here on the outcome is the log's: a cancel comes too late.
@@ -341,7 +328,7 @@ impl Job<'_> {
         Some(warning)
     }
 
-    fn record(&self, source: &OpenSource, disks: Vec<DiskRecord>) -> Record {
+    fn record(&self, source: &OpenSource, parent: Option<Uuid>, disks: Vec<DiskRecord>) -> Record {
         let request = self.request;
         let definition = match &request.source {
             Source::Qmp(qmp) => qmp.definition.clone(),
@@ -350,7 +337,7 @@ impl Job<'_> {
         Record {
             version: RECORD_VERSION,
             backup: self.uuid,
-            parent: self.parent,
+            parent,
             domain: DomainRecord { uuid: None, name: request.domain.clone(), host: host_name() },
             created_ms: source.instant_ms,
             description: request.description.clone(),

@@ -18,6 +18,9 @@ use crate::error::{Error, Kind, Result};
 use crate::request::{BackupRequest, Source};
 use crate::settings::JobContext;
 
+/// Backups that are looked through for one that left a bitmap on a disk, when newer ones hold the disk without one.
+const MARKED_AGE_MAX: usize = 64;
+
 /// What is known before anything is decided.
 #[derive(Debug, Default)]
 pub(crate) struct Facts {
@@ -31,6 +34,8 @@ pub(crate) struct Facts {
     newest: Option<Uuid>,
     /// For each disk the newest earlier backup that holds it.
     earlier: BTreeMap<String, Earlier>,
+    /// For each disk the newest earlier backup that left a bitmap on it: what the session pins to build upon.
+    candidates: BTreeMap<String, Uuid>,
     fates: BTreeMap<Uuid, Fate>,
     /// The records of the backups that bitmaps name; `None` for one that cannot be read.
     records: BTreeMap<Uuid, Option<Record>>,
@@ -64,13 +69,8 @@ struct Base<'a> {
 }
 
 impl Facts {
-    /// Looks through the domain's backups, newest first, and through those that its bitmaps name; a record that cannot
-    /// be read is a warning.
-    pub(crate) async fn gather(
-        context: &JobContext,
-        request: &BackupRequest,
-        domain: Option<&Domain>,
-    ) -> Self {
+    /// Looks through the domain's backups, newest first; a record that cannot be read is a warning.
+    pub(crate) async fn gather(context: &JobContext, request: &BackupRequest) -> Self {
         let mut facts = Facts {
             domain: request.domain.clone(),
             full: request.full,
@@ -78,27 +78,31 @@ impl Facts {
             no_bitmap: request.source.rescan_reason(),
             ..Facts::default()
         };
-        if !request.full {
-            facts.find_earlier(context).await;
-        }
-        facts.find_bases(context, domain).await;
+        facts.find_earlier(context).await;
         facts
     }
 
     async fn find_earlier(&mut self, context: &JobContext) {
-        for entry in context.repository.backups() {
+        for (age, entry) in context.repository.backups().into_iter().enumerate() {
             let summary = &entry.summary;
             if entry.forgotten.is_some() || summary.domain != self.domain {
                 continue;
             }
             self.newest.get_or_insert(summary.backup);
-            if summary.disks.iter().all(|disk| self.earlier.contains_key(&disk.name)) {
+            let known = |name: &String| {
+                self.earlier.contains_key(name)
+                    && (age > MARKED_AGE_MAX || self.candidates.contains_key(name))
+            };
+            if summary.disks.iter().all(|disk| known(&disk.name)) {
                 continue;
             }
             let record = self.load(context, summary.backup).await;
             for disk in record.iter().flat_map(|record| &record.disks) {
                 let tree = TreeSpec { root: disk.root, size_bytes: disk.size_bytes };
                 self.earlier.entry(disk.name.clone()).or_insert(Earlier::Readable(tree));
+                if disk.bitmap.is_some() {
+                    self.candidates.entry(disk.name.clone()).or_insert(summary.backup);
+                }
             }
             for disk in summary.disks.iter().filter(|_| record.is_none()) {
                 self.earlier.entry(disk.name.clone()).or_insert(Earlier::Unreadable(summary.backup));
@@ -106,8 +110,10 @@ impl Facts {
         }
     }
 
-    async fn find_bases(&mut self, context: &JobContext, domain: Option<&Domain>) {
-        let checkpoints = domain.into_iter().flat_map(Domain::disks).flat_map(|(_, checkpoints)| checkpoints);
+    /// Asks the log about the backups that the domain's bitmaps name. From the opening of the new session on nobody else
+    /// can change what it says.
+    pub(crate) async fn look_at(&mut self, context: &JobContext, domain: &Domain) {
+        let checkpoints = domain.disks().flat_map(|(_, checkpoints)| checkpoints);
         for backup in checkpoints.filter_map(|checkpoint| checkpoint.backup.parse().ok()) {
             let fate = context.repository.fate(backup);
             if matches!(fate, Fate::Committed { forgotten: false, .. }) {
@@ -128,11 +134,14 @@ impl Facts {
         self.records.entry(backup).or_insert(record.ok()).clone()
     }
 
-    /// The fates again, once the new session is open: nobody else can change them from then on.
-    pub(crate) fn settle_fates(&mut self, context: &JobContext) {
-        for (backup, fate) in &mut self.fates {
-            *fate = context.repository.fate(*backup);
-        }
+    /// What the new session must pin: the newest backup, and whatever its disks may be built upon.
+    pub(crate) fn newest(&self) -> Option<Uuid> {
+        self.newest
+    }
+
+    /// See [`Facts::newest`].
+    pub(crate) fn candidates(&self) -> Vec<Uuid> {
+        self.candidates.values().copied().collect()
     }
 
     /// Bytes that one bit of a new bitmap stands for.
@@ -146,22 +155,18 @@ impl Facts {
             Some(Fate::Committed { seq, .. }) => *seq,
             _ => 0,
         };
-        descents.iter().filter_map(|descent| descent.base).max_by_key(seq).or(self.newest)
+        let newest = self.newest.filter(|_| !self.full);
+        descents.iter().filter_map(|descent| descent.base).max_by_key(seq).or(newest)
     }
 
     /// How each disk of the source is read, in its order: those of the domain, or those that the request names.
     ///
     /// # Errors
     /// Those of [`Facts::descent`].
-    pub(crate) fn descents(
-        &self,
-        source: &Source,
-        domain: Option<&Domain>,
-        tolerant: bool,
-    ) -> Result<Vec<Descent>> {
+    pub(crate) fn descents(&self, source: &Source, domain: Option<&Domain>) -> Result<Vec<Descent>> {
         match domain {
             Some(domain) => {
-                domain.disks().map(|(disk, checkpoints)| self.descent(disk, checkpoints, tolerant)).collect()
+                domain.disks().map(|(disk, checkpoints)| self.descent(disk, checkpoints)).collect()
             }
             None => Ok(source.names().map(|name| self.unmarked(name)).collect()),
         }
@@ -172,15 +177,12 @@ impl Facts {
         self.whole(name, self.no_bitmap.to_owned(), CheckpointPlan::default())
     }
 
-    /// How a disk is read, by the checkpoints that it carries. With `tolerant` a backup that is being made counts as one
-    /// that was never made: that is for a first look, before a session of our own has ended the dead ones.
+    /// How a disk is read, by the checkpoints that it carries.
     ///
     /// # Errors
     /// `Conflict` when a bitmap belongs to a backup that somebody else is making.
-    fn descent(&self, disk: &Disk, checkpoints: &[Checkpoint], tolerant: bool) -> Result<Descent> {
-        if !tolerant {
-            checkpoints.iter().try_for_each(|checkpoint| self.refuse_open(disk, checkpoint))?;
-        }
+    fn descent(&self, disk: &Disk, checkpoints: &[Checkpoint]) -> Result<Descent> {
+        checkpoints.iter().try_for_each(|checkpoint| self.refuse_open(disk, checkpoint))?;
         let mark_granularity_bytes = Some(self.granularity_bytes);
         match self.base(disk, checkpoints) {
             Ok(Base { checkpoint, backup, tree }) => {
@@ -307,6 +309,9 @@ impl Facts {
         if disk.size_bytes < held.size_bytes {
             let (now, then) = (disk.size_bytes, held.size_bytes);
             return Err(format!("disk smaller than in backup {named}: {now} bytes instead of {then}"));
+        }
+        if self.candidates.get(&disk.name) != Some(&backup) {
+            return Err(format!("bitmap of backup {named}, after which there was another of this disk"));
         }
         let tree = TreeSpec { root: held.root, size_bytes: held.size_bytes };
         Ok(Base { checkpoint, backup, tree })

@@ -60,17 +60,14 @@ impl<'a> Opening<'a> {
         names: &'a Names,
         disks: &'a [Disk],
         marked: &'a [Marked],
+        warnings: Vec<String>,
     ) -> Self {
-        Self { request, monitor, names, disks, marked, warnings: Vec::new(), server: false, begun: false }
+        Self { request, monitor, names, disks, marked, warnings, server: false, begun: false }
     }
 
     /// Goes through the steps of docs/QEMU.md. After an error, [`Opening::undo`].
     pub(crate) async fn run(&mut self) -> Result<(Opened, broadcast::Receiver<Event>)> {
-        let (request, monitor) = (self.request, self.monitor);
-        let left = sweep(monitor, &request.options, &request.scope, Occasion::AfterCrash).await?;
-        if !left.removed.is_empty() {
-            self.warnings.push(format!("removed what a killed run had left: {}", left.removed.join(", ")));
-        }
+        let monitor = self.monitor;
         refuse_foreign(monitor, self.names).await?;
         checkpoint::settle(monitor, self.marked).await?;
         self.make_scratches().await?;

@@ -106,7 +106,7 @@ impl ExportSession {
 
     /// Goes on from a domain that was looked at.
     pub(crate) async fn begin(domain: Domain, plans: Vec<CheckpointPlan>) -> Result<Self> {
-        let Domain { monitor, request, names, disks, skipped, .. } = domain;
+        let Domain { monitor, request, names, disks, skipped, warnings, .. } = domain;
         let guard = match &request.guard {
             None => None,
             Some(command) => Some(Guard::start(command, &request.plan()).await?),
@@ -117,7 +117,7 @@ impl ExportSession {
             .zip(plans)
             .map(|(disk, plan)| Marked::new(&names, &request.backup, disk, plan))
             .collect();
-        let mut opening = Opening::new(&request, &monitor, &names, &disks, &marked);
+        let mut opening = Opening::new(&request, &monitor, &names, &disks, &marked, warnings);
         let (opened, events) = match Box::pin(opening.run()).await {
             Ok(opened) => opened,
             Err(error) => {

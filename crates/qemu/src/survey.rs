@@ -1,12 +1,15 @@
-//! A look at a domain before anything is done to it: which disks it has, and which checkpoints of ours they carry.
+//! A look at a domain before a session: which disks it has, and which checkpoints of ours they carry.
 //!
-//! Only questions. What the answers mean for a backup is decided by whoever knows the repository's log; then
-//! [`Domain::open`] goes on over the same connection. Invariant: dropping a [`Domain`] leaves QEMU as it was.
+//! What a killed run left is taken away first, because a backup job of it stands between a device and its disk, and hides
+//! the disk's node. Beyond that there are only questions. What the answers mean for a backup is decided by whoever knows
+//! the repository's log; then [`Domain::open`] goes on over the same connection. Invariant: dropping a [`Domain`] leaves
+//! nothing of ours in QEMU but checkpoints.
 
 use serde_json::json;
 
 use crate::address::MonitorAddress;
 use crate::checkpoint::{Checkpoint, CheckpointPlan};
+use crate::cleanup::{Occasion, sweep};
 use crate::commands::QueryNodes;
 use crate::disk::{self, Disk, Selection};
 use crate::error::{Error, Result};
@@ -23,11 +26,13 @@ pub struct Domain {
     pub(crate) names: Names,
     pub(crate) disks: Vec<Disk>,
     pub(crate) skipped: Vec<Disk>,
+    pub(crate) warnings: Vec<String>,
     checkpoints: Vec<Vec<Checkpoint>>,
 }
 
 impl Domain {
-    /// Connects to the monitor, finds the chosen disks, and reads their checkpoints.
+    /// Connects to the monitor, takes away what a killed run left, finds the chosen disks, and reads their checkpoints.
+    /// Whoever calls this holds the domain in the repository's log: what is found there of ours has no master.
     ///
     /// # Errors
     /// What cannot work in the request; the monitor's; [`Error::Unsupported`]; those of [`disk::select`].
@@ -41,9 +46,14 @@ impl Domain {
         }
         let monitor = Monitor::connect(&request.monitor, &request.options).await?;
         monitor.capabilities().await?.require_backup(monitor.version())?;
+        let left = sweep(&monitor, &request.options, &request.scope, Occasion::AfterCrash).await?.removed;
+        let warnings = match left.is_empty() {
+            true => Vec::new(),
+            false => vec![format!("removed what a killed run had left: {}", left.join(", "))],
+        };
         let Selection { disks, skipped } = disk::select(disk::list(&monitor).await?, &request.disks)?;
         let checkpoints = checkpoints(&monitor, &names, &disks).await?;
-        Ok(Self { monitor, request, names, disks, skipped, checkpoints })
+        Ok(Self { monitor, request, names, disks, skipped, warnings, checkpoints })
     }
 
     /// The chosen disks, each with the checkpoints of this repository that it carries.

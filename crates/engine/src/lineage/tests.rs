@@ -87,6 +87,7 @@ fn facts() -> Facts {
         no_bitmap: "no bitmap at all",
         newest: Some(BASE),
         earlier: [("vda".to_owned(), Earlier::Readable(TreeSpec { root: None, size_bytes: GIB }))].into(),
+        candidates: [("vda".to_owned(), BASE)].into(),
         fates: [(OLD, committed(5)), (BASE, committed(9)), (LOST, Fate::Absent)].into(),
         records: [(OLD, Some(record(OLD))), (BASE, Some(record(BASE)))].into(),
         ..Facts::default()
@@ -94,12 +95,12 @@ fn facts() -> Facts {
 }
 
 fn descent(facts: &Facts, checkpoints: &[Checkpoint]) -> Descent {
-    facts.descent(&disk(), checkpoints, false).unwrap()
+    facts.descent(&disk(), checkpoints).unwrap()
 }
 
 /// Proves that the disk is read whole for a reason with these words, and that nothing of what is there stays.
 fn assert_rescan(facts: &Facts, disk: &Disk, checkpoints: &[Checkpoint], words: &str) {
-    let found = facts.descent(disk, checkpoints, false).unwrap();
+    let found = facts.descent(disk, checkpoints).unwrap();
     assert_eq!((found.mode, found.base), (Mode::Rescan, None));
     assert!(found.reason.as_ref().unwrap().contains(words), "{:?}", found.reason);
     assert!(found.tree.is_some(), "there is an earlier backup to compare with");
@@ -170,6 +171,9 @@ fn a_base_that_is_not_what_the_bitmap_says_is_not_trusted() {
     let mut renamed = facts();
     renamed.records.get_mut(&BASE).unwrap().as_mut().unwrap().disks[0].name = "vdb".to_owned();
     assert_rescan(&renamed, &disk, &[mark(BASE)], "another disk");
+    let mut overtaken = facts();
+    overtaken.candidates.insert("vda".to_owned(), OLD);
+    assert_rescan(&overtaken, &disk, &[mark(BASE)], "there was another of this disk");
     let mut unknown = facts();
     unknown.records.get_mut(&BASE).unwrap().as_mut().unwrap().disks[0].bitmap = None;
     assert_rescan(&unknown, &disk, &[mark(BASE)], "no bitmap that backup");
@@ -178,7 +182,7 @@ fn a_base_that_is_not_what_the_bitmap_says_is_not_trusted() {
 #[test]
 fn a_grown_disk_stays_an_increment_on_the_tree_of_its_old_size() {
     let grown = Disk { size_bytes: 2 * GIB, ..disk() };
-    let found = facts().descent(&grown, &[mark(BASE)], false).unwrap();
+    let found = facts().descent(&grown, &[mark(BASE)]).unwrap();
     assert_eq!((found.mode, found.tree.unwrap().size_bytes), (Mode::Bitmap, GIB));
 }
 
@@ -192,18 +196,17 @@ fn a_full_backup_that_was_asked_for_reads_all_and_keeps_the_chain_until_it_is_co
 }
 
 #[test]
-fn a_bitmap_of_a_backup_that_somebody_is_making_is_a_conflict_and_only_a_first_look_tolerates_it() {
+fn a_bitmap_of_a_backup_that_somebody_is_making_is_a_conflict() {
     let mut facts = facts();
     let session = SessionId::new([1; 10], 7);
     facts.fates.insert(LOST, Fate::Open { session, host: "hv2".to_owned() });
     let both = [mark(BASE), mark(LOST)];
-    let error = facts.descent(&disk(), &both, false).unwrap_err();
+    let error = facts.descent(&disk(), &both).unwrap_err();
     assert_eq!(error.kind(), Kind::Conflict);
     assert!(
         error.message().contains("hv2") && error.hint_text().unwrap().contains("--fence-after 0s"),
         "{error}"
     );
-    assert_eq!(facts.descent(&disk(), &both, true).unwrap().base, Some(BASE));
 }
 
 #[test]
