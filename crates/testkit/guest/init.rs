@@ -20,7 +20,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -126,18 +126,35 @@ fn mount_at(source: &CStr, target: &CStr, kind: &CStr) -> io::Result<()> {
     if failed { Err(context(io::Error::last_os_error(), &format!("mounting {source:?}"))) } else { Ok(()) }
 }
 
-/// Starts the guest agent at the port that QEMU has named for it.
+/// Starts the guest agent at the port that QEMU has named for it, as soon as it is there.
 fn start_agent() -> io::Result<()> {
-    for port in fs::read_dir("/sys/class/virtio-ports")? {
+    let deadline = Instant::now() + DISKS_WITHIN;
+    let port = loop {
+        if let Some(port) = agent_port()? {
+            break port;
+        }
+        if Instant::now() >= deadline {
+            return Err(io::Error::other("there is no port for the guest agent"));
+        }
+        thread::sleep(Duration::from_millis(10));
+    };
+    let mut agent = Command::new("/usr/sbin/qemu-ga");
+    agent.args(["-m", "virtio-serial", "-t", "/run", "-f", "/run/agent.pid", "-p"]).arg(port);
+    agent.spawn().map(drop).map_err(|error| context(error, "qemu-ga"))
+}
+
+/// The device of the port with the agent's name. QEMU tells the name some time after the port itself, and the kernel
+/// shows none before.
+fn agent_port() -> io::Result<Option<PathBuf>> {
+    for port in fs::read_dir("/sys/class/virtio-ports").map_err(|error| context(error, "virtio-ports"))? {
         let port = port?;
-        if fs::read_to_string(port.path().join("name"))?.trim() == "org.qemu.guest_agent.0" {
-            let device = Path::new("/dev").join(port.file_name());
-            let mut agent = Command::new("/usr/sbin/qemu-ga");
-            agent.args(["-m", "virtio-serial", "-t", "/run", "-f", "/run/agent.pid", "-p"]).arg(device);
-            return agent.spawn().map(drop).map_err(|error| context(error, "qemu-ga"));
+        let name = fs::read_to_string(port.path().join("name")).unwrap_or_default();
+        let device = Path::new("/dev").join(port.file_name());
+        if name.trim() == "org.qemu.guest_agent.0" && device.exists() {
+            return Ok(Some(device));
         }
     }
-    Err(io::Error::other("there is no port for the guest agent"))
+    Ok(None)
 }
 
 /// Mounts the disk behind the first `disks` ones, and writes one file after the other there, for ever.
