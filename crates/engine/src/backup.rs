@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 
-use aquifer_qemu::Ending;
+use aquifer_qemu::{BlockSizes, Ending};
 use aquifer_repository::format::record::{
     BitmapRecord, Definition, DefinitionKind, DiskRecord, DomainRecord, Mode, QuiesceRecord, RECORD_VERSION,
     Record,
@@ -123,6 +123,7 @@ struct Reading {
     mode: Mode,
     reason: Option<String>,
     bitmap: Option<BitmapRecord>,
+    blocks: Option<BlockSizes>,
     read: DiskRead,
 }
 
@@ -253,7 +254,14 @@ impl Job<'_> {
             });
             let meter = meter.disk(&disk.name, size_bytes);
             let read = DiskRead { name: disk.name.clone(), client, parent: descent.tree, changes, meter };
-            Reading { node: disk.node.clone(), mode: descent.mode, reason: descent.reason, bitmap, read }
+            Reading {
+                node: disk.node.clone(),
+                mode: descent.mode,
+                reason: descent.reason,
+                bitmap,
+                blocks: disk.blocks,
+                read,
+            }
         };
         Ok(clients.into_iter().map(reading).collect())
     }
@@ -338,7 +346,11 @@ impl Job<'_> {
             version: RECORD_VERSION,
             backup: self.uuid,
             parent,
-            domain: DomainRecord { uuid: None, name: request.domain.clone(), host: host_name() },
+            domain: DomainRecord {
+                uuid: source.domain_uuid,
+                name: request.domain.clone(),
+                host: host_name(),
+            },
             created_ms: source.instant_ms,
             description: request.description.clone(),
             disks,
@@ -356,7 +368,7 @@ type Told = (DiskRecord, DiskOutcome);
 impl Reading {
     /// Reads the disk.
     async fn run(self, shared: Shared) -> Result<Told> {
-        let Reading { node, mut mode, mut reason, bitmap, read } = self;
+        let Reading { node, mut mode, mut reason, bitmap, blocks, read } = self;
         let (name, size_bytes) = (read.name.clone(), read.client.info().size_bytes);
         let DiskDone { tree, tally, compared_nodes, doubt } = read_disk(read, shared).await?;
         if doubt.is_some() {
@@ -366,8 +378,8 @@ impl Reading {
             name: name.clone(),
             node,
             size_bytes,
-            logical_block_bytes: 0,
-            physical_block_bytes: 0,
+            logical_block_bytes: blocks.map_or(0, |blocks| blocks.logical_bytes),
+            physical_block_bytes: blocks.map_or(0, |blocks| blocks.physical_bytes),
             root: tree.root,
             bitmap,
             mode,

@@ -14,9 +14,13 @@ use serde::Serialize;
 
 use crate::Running;
 use crate::error::{Error, Kind, Result};
+use crate::filter_test::{FilterVerdict, test_filter};
 
+mod folder;
 mod peer;
 mod self_test;
+
+use folder::Folder;
 
 /// What to look at.
 #[derive(Clone)]
@@ -31,7 +35,7 @@ pub struct DoctorRequest {
     pub exports: Vec<(String, Uri)>,
     /// Folders of scratch files on this machine.
     pub scratch: Vec<PathBuf>,
-    /// Folder in which the self-test makes and removes a folder of its own.
+    /// Folder in which the self-tests make and remove folders of their own; verdicts on QEMU are kept in it.
     pub work: PathBuf,
 }
 
@@ -111,7 +115,45 @@ async fn run(request: &DoctorRequest) -> Vec<Finding> {
         findings.push(Finding::of("export", name.clone(), Box::pin(cross_check(uri)).await));
     }
     findings.extend(Box::pin(self_test::run(request)).await);
+    findings.push(Box::pin(filter(request)).await);
     findings
+}
+
+/// Tests the filter of this host's QEMU. One that fails is no fault of the host: only `--method filter` is refused.
+async fn filter(request: &DoctorRequest) -> Finding {
+    const CHECK: &str = "filter";
+    const DAEMON: &str = "qemu-storage-daemon";
+    let folder = Folder::new(request);
+    let made = std::fs::create_dir_all(folder.path());
+    let tested = match made {
+        Ok(()) => test_filter(folder.path(), &request.work).await,
+        Err(error) => Err(Error::caused(Kind::Unavailable, error).about(folder.path().display())),
+    };
+    match tested {
+        Ok(Some((build, verdict))) => {
+            let FilterVerdict { writes, read_bytes, wrong_blocks } = verdict;
+            let text =
+                format!("{wrong_blocks} wrong blocks in {read_bytes} bytes read beside {writes} writes");
+            match verdict.passed() {
+                true => Finding::good(CHECK, format!("QEMU {build}"), text),
+                false => {
+                    let hint =
+                        "backups by the classic method are not concerned; --method filter is refused here";
+                    Finding::warning(CHECK, format!("QEMU {build}"), text, hint)
+                }
+            }
+        }
+        Ok(None) => {
+            let hint = "only needed for --method filter: apt-get install qemu-system-common or qemu-utils";
+            Finding::warning(CHECK, DAEMON, "is not installed", hint)
+        }
+        Err(error) => Finding::warning(
+            CHECK,
+            DAEMON,
+            error.message(),
+            "--method filter is refused until this test ends",
+        ),
+    }
 }
 
 fn versions() -> Finding {

@@ -15,6 +15,7 @@ use std::pin::Pin;
 
 pub mod clock;
 pub mod error;
+pub mod filter_test;
 pub mod plan;
 pub mod progress;
 pub mod request;
@@ -53,6 +54,7 @@ pub use aquifer_repository::format::record::{Level, Mode as DiskMode};
 pub use backup::backup;
 pub use doctor::{DoctorRequest, Finding, Health, doctor};
 pub use error::{Error, Kind, Result};
+pub use filter_test::{FilterVerdict, FilterVerdicts};
 pub use progress::{Event, EventSink};
 pub use request::{
     BackupOutcome, BackupRequest, BackupState, DiskOutcome, QmpSource, RestoreOutcome, RestoreRequest,

@@ -18,8 +18,9 @@ use crate::error::{Error, Kind, Result};
 use crate::request::{BackupRequest, Source};
 use crate::settings::JobContext;
 
-/// Backups that are looked through for one that left a bitmap on a disk, when newer ones hold the disk without one.
-const MARKED_AGE_MAX: usize = 64;
+/// Backups of a domain that are looked through for one that left a bitmap on a disk, when newer ones hold the disk without
+/// one: they were read from an image, or the disk cannot have a bitmap.
+const UNMARKED_MAX: usize = 16;
 
 /// What is known before anything is decided.
 #[derive(Debug, Default)]
@@ -31,6 +32,8 @@ pub(crate) struct Facts {
     granularity_bytes: u64,
     /// Why a disk without any bitmap is read whole.
     no_bitmap: &'static str,
+    /// Whether the source can have bitmaps at all.
+    markable: bool,
     newest: Option<Uuid>,
     /// For each disk the newest earlier backup that holds it.
     earlier: BTreeMap<String, Earlier>,
@@ -76,6 +79,7 @@ impl Facts {
             full: request.full,
             granularity_bytes: u64::from(context.repository.config().chunk_bytes),
             no_bitmap: request.source.rescan_reason(),
+            markable: matches!(request.source, Source::Qmp(_)),
             ..Facts::default()
         };
         facts.find_earlier(context).await;
@@ -83,15 +87,14 @@ impl Facts {
     }
 
     async fn find_earlier(&mut self, context: &JobContext) {
-        for (age, entry) in context.repository.backups().into_iter().enumerate() {
+        let mut backups = context.repository.backups();
+        backups.retain(|entry| entry.forgotten.is_none() && entry.summary.domain == self.domain);
+        for (age, entry) in backups.iter().enumerate() {
             let summary = &entry.summary;
-            if entry.forgotten.is_some() || summary.domain != self.domain {
-                continue;
-            }
             self.newest.get_or_insert(summary.backup);
             let known = |name: &String| {
                 self.earlier.contains_key(name)
-                    && (age > MARKED_AGE_MAX || self.candidates.contains_key(name))
+                    && (age >= UNMARKED_MAX || !self.markable || self.candidates.contains_key(name))
             };
             if summary.disks.iter().all(|disk| known(&disk.name)) {
                 continue;
@@ -206,7 +209,10 @@ impl Facts {
                 let free = checkpoints.iter().filter(|checkpoint| !checkpoint.busy);
                 let remove = free.map(|checkpoint| checkpoint.name.clone()).collect();
                 let plan = CheckpointPlan { mark_granularity_bytes, remove, ..CheckpointPlan::default() };
-                Ok(self.whole(&disk.name, reason, plan))
+                let whole = self.whole(&disk.name, reason.clone(), plan);
+                // Of a disk without an earlier backup a bitmap tells where it was before: under another name, say.
+                let told = whole.reason.or((!checkpoints.is_empty()).then_some(reason));
+                Ok(Descent { reason: told, ..whole })
             }
         }
     }

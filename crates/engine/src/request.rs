@@ -16,6 +16,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::error::{Error, Kind};
+use crate::filter_test::FilterVerdicts;
 
 /// One backup to make.
 #[derive(Debug, Clone)]
@@ -68,6 +69,8 @@ pub struct QmpSource {
     pub listen: NbdListen,
     /// Whether the guest's file systems are frozen around the instant.
     pub quiesce: Quiesce,
+    /// The verdicts on filters, where the instant shall be held by one; without them the classic method is used.
+    pub filter: Option<FilterVerdicts>,
     /// The guest agent that does it.
     pub agent: Option<MonitorAddress>,
     /// The process that cleans up when this one is killed.

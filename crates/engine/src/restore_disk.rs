@@ -253,6 +253,7 @@ impl Opener {
 
     fn put(&mut self, fetched: &mut Fetched) -> Result<()> {
         let target = &fetched.target;
+        let mut touched = Touched::default();
         for item in &fetched.items {
             let bytes = usize::try_from(item.location.row.plain_bytes).unwrap_or(usize::MAX);
             let start = usize::try_from(item.at).unwrap_or(usize::MAX);
@@ -269,7 +270,11 @@ impl Opener {
                     return Err(misplaced(&item.location, "has not the length of its place on the disk"));
                 }
                 self.put_at(target, place.start)?;
+                touched.add(place);
             }
+        }
+        if let (Some(file), Some(range)) = (target.volume.file(), touched.near()) {
+            file.begin_writeback(range);
         }
         Ok(())
     }
@@ -291,6 +296,26 @@ impl Opener {
                 Ok(())
             }
         }
+    }
+}
+
+/// The part of a volume that one fetched range went to.
+#[derive(Default)]
+struct Touched {
+    span: Option<Range<u64>>,
+    bytes: u64,
+}
+
+impl Touched {
+    fn add(&mut self, place: Range<u64>) {
+        self.bytes += place.end - place.start;
+        let span = self.span.get_or_insert_with(|| place.clone());
+        *span = span.start.min(place.start)..span.end.max(place.end);
+    }
+
+    /// The span, if it is not mostly other ranges' places.
+    fn near(self) -> Option<Range<u64>> {
+        self.span.filter(|span| span.end - span.start <= 4 * self.bytes)
     }
 }
 

@@ -12,7 +12,8 @@ use std::pin::Pin;
 
 use aquifer_nbd::{Client, ClientOptions, Uri};
 use aquifer_qemu::{
-    CheckpointPlan, Domain, Ending, ExportSession, ImageExport, ImageRequest, Scope, SessionRequest,
+    BlockSizes, CheckpointPlan, Domain, Ending, ExportSession, ImageExport, ImageRequest, Method, Scope,
+    SessionRequest,
 };
 use uuid::Uuid;
 
@@ -35,12 +36,14 @@ pub(crate) struct SourceDisk {
     pub(crate) changes: Option<String>,
     /// The bitmap that marks this instant, where there is one.
     pub(crate) checkpoint: Option<String>,
+    /// The block sizes that its guest sees, where known.
+    pub(crate) blocks: Option<BlockSizes>,
 }
 
 impl SourceDisk {
     /// A disk of which nothing is known but where it is read.
     fn plain(name: &str, node: String, uri: Uri) -> Self {
-        SourceDisk { name: name.to_owned(), node, uri, changes: None, checkpoint: None }
+        SourceDisk { name: name.to_owned(), node, uri, changes: None, checkpoint: None, blocks: None }
     }
 }
 
@@ -48,6 +51,8 @@ impl SourceDisk {
 pub(crate) struct OpenSource {
     /// The disks, in the order in which they were asked for.
     pub(crate) disks: Vec<SourceDisk>,
+    /// The domain's UUID, where it told one.
+    pub(crate) domain_uuid: Option<Uuid>,
     /// The instant in milliseconds since 1970 UTC.
     pub(crate) instant_ms: u64,
     /// How long the guest's file systems were frozen.
@@ -67,7 +72,7 @@ enum Held {
 }
 
 impl OpenSource {
-    /// Looks at a running domain, and does nothing to it; `None` for every other source.
+    /// Looks at a running domain, and takes away what a killed run left there; `None` for every other source.
     ///
     /// # Errors
     /// Those of QEMU.
@@ -78,6 +83,11 @@ impl OpenSource {
     ) -> Result<Option<Box<Domain>>> {
         let Source::Qmp(qmp) = &request.source else { return Ok(None) };
         let domain = Domain::connect(session_request(context, qmp, &request.domain, backup)).await?;
+        if let Some(verdicts) = &qmp.filter {
+            verdicts
+                .require(&domain.build())
+                .map_err(|error| error.about(format_args!("domain {}", request.domain)))?;
+        }
         Ok(Some(Box::new(domain)))
     }
 
@@ -110,7 +120,7 @@ impl OpenSource {
     /// A source that has no instant of its own: it stands still because somebody else sees to that.
     fn still(context: &JobContext, disks: Vec<SourceDisk>, warnings: Vec<String>, held: Held) -> Self {
         let instant_ms = context.world.wall_ms();
-        OpenSource { disks, instant_ms, freeze_ms: None, quiesced: false, warnings, held }
+        OpenSource { disks, domain_uuid: None, instant_ms, freeze_ms: None, quiesced: false, warnings, held }
     }
 
     /// Resolves when the instant is lost; never for a source that cannot tell.
@@ -189,6 +199,7 @@ fn session_request(context: &JobContext, qmp: &QmpSource, domain: &str, backup: 
         // One more for each disk, so that a connection that is lost and not yet noticed does not block its heir.
         max_connections: wanted.saturating_mul(u32::from(context.settings.connections) + 1),
         quiesce: qmp.quiesce,
+        method: if qmp.filter.is_some() { Method::Filter } else { Method::Classic },
         guard: qmp.guard.clone(),
     }
 }
@@ -200,7 +211,12 @@ async fn open_session(context: &JobContext, session: ExportSession) -> Result<Op
         .map(|export| {
             let uri = export.uri.parse::<Uri>().map_err(Error::from)?;
             let plain = SourceDisk::plain(&export.disk.name, export.disk.node.clone(), uri);
-            Ok(SourceDisk { changes: export.changes.clone(), checkpoint: export.checkpoint.clone(), ..plain })
+            Ok(SourceDisk {
+                changes: export.changes.clone(),
+                checkpoint: export.checkpoint.clone(),
+                blocks: export.disk.blocks,
+                ..plain
+            })
         })
         .collect();
     let disks = match disks {
@@ -214,6 +230,7 @@ async fn open_session(context: &JobContext, session: ExportSession) -> Result<Op
         session.skipped().iter().map(|disk| format!("drive {} is empty or removable: skipped", disk.name));
     Ok(OpenSource {
         disks,
+        domain_uuid: session.domain_uuid().and_then(|uuid| uuid.parse().ok()),
         // Without a time of QEMU's own, ours is off by the set-up.
         instant_ms: session.instant_ms().unwrap_or_else(|| context.world.wall_ms()),
         freeze_ms: session.freeze_ms(),

@@ -1,12 +1,12 @@
 //! Opens a session on a monitor and holds it until its standard input ends: something for the tests to kill.
 //!
-//! Usage: `session MONITOR SCRATCH REPOSITORY [GUARD]`. Prints `open` and one URI a line, then `closed`.
+//! Usage: `session MONITOR SCRATCH REPOSITORY classic|filter [GUARD]`. Prints `open` and one URI a line, then `closed`.
 
 use std::error::Error;
 use std::path::PathBuf;
 
 use aquifer_qemu::{
-    DiskChoice, Ending, ExportSession, GuardCommand, MonitorOptions, NbdListen, Quiesce, Scope,
+    DiskChoice, Ending, ExportSession, GuardCommand, Method, MonitorOptions, NbdListen, Quiesce, Scope,
     SessionRequest,
 };
 use tokio::io::AsyncReadExt;
@@ -14,8 +14,8 @@ use tokio::io::AsyncReadExt;
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().collect();
-    let [_, monitor, scratch, repository, rest @ ..] = &arguments[..] else {
-        return Err("usage: session MONITOR SCRATCH REPOSITORY [GUARD]".into());
+    let [_, monitor, scratch, repository, method, rest @ ..] = &arguments[..] else {
+        return Err("usage: session MONITOR SCRATCH REPOSITORY classic|filter [GUARD]".into());
     };
     let session = ExportSession::open(SessionRequest {
         monitor: monitor.parse()?,
@@ -32,6 +32,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         scratch_max_bytes: None,
         max_connections: 4,
         quiesce: Quiesce::Off,
+        method: if method == "filter" { Method::Filter } else { Method::Classic },
         guard: rest.first().map(|program| GuardCommand { program: program.into(), args: Vec::new() }),
     })
     .await?;

@@ -27,8 +27,6 @@ pub struct Checkpoint {
     pub same_disk: bool,
     /// Bytes that one bit stands for.
     pub granularity_bytes: u64,
-    /// Bytes that it marks, in whole bits.
-    pub dirty_bytes: u64,
     /// Whether it takes note of writes.
     pub recording: bool,
     /// Whether an export or a job holds it, so that it cannot be touched.
@@ -73,7 +71,6 @@ impl Names {
             backup: backup.to_owned(),
             same_disk: self.bitmap(backup, disk) == name,
             granularity_bytes: bitmap.granularity,
-            dirty_bytes: bitmap.count,
             recording: bitmap.recording,
             busy: bitmap.busy,
             inconsistent: bitmap.inconsistent,

@@ -18,10 +18,11 @@ use tokio::time::{Instant, sleep};
 use crate::address::{MonitorAddress, MonitorOptions};
 use crate::agent::Agent;
 use crate::commands::{
-    BlockdevDel, Cont, ExportDel, Job, JobCancel, JobDismiss, QueryBlock, QueryExports, QueryJobs,
+    BlockdevDel, Cont, ExportDel, Job, JobCancel, JobDismiss, Node, QueryBlock, QueryExports, QueryJobs,
     QueryNodes, QueryStatus,
 };
 use crate::error::{Error, Result};
+use crate::filter;
 use crate::host::Host;
 use crate::monitor::Monitor;
 use crate::names::{FAMILY, Names};
@@ -57,7 +58,7 @@ pub struct CleanupReport {
     pub foreign: Vec<String>,
     /// Ours, and kept: scratch files beside a QEMU that is reached by TLS alone.
     pub kept: Vec<String>,
-    /// Whether the guest had stopped for our scratch and was told to go on.
+    /// Whether the guest had stopped for our scratch, or was paused by us, and was told to go on.
     pub continued: bool,
     /// Whether a guest that a killed run had left frozen was thawed.
     pub thawed: bool,
@@ -104,6 +105,10 @@ struct Inventory {
     exports: Vec<String>,
     jobs: Vec<Job>,
     nodes: Vec<String>,
+    /// Bitmaps that mark filtered disks and a paused guest.
+    marks: Vec<String>,
+    /// Every node, everybody's.
+    all: Vec<Node>,
     foreign_exports: Vec<String>,
     foreign: Vec<String>,
 }
@@ -117,12 +122,13 @@ impl Inventory {
             .partition(|export| names.owns(&export.id));
         let (jobs, other_jobs): (Vec<_>, Vec<_>) =
             monitor.execute(QueryJobs(json!({}))).await?.into_iter().partition(|job| names.owns(&job.id));
-        let (mut nodes, other_nodes): (Vec<_>, Vec<_>) = node_names(monitor)
-            .await?
-            .into_iter()
+        let all = monitor.execute(QueryNodes(json!({"flat": true}))).await?;
+        let (mut nodes, other_nodes): (Vec<_>, Vec<_>) = all
+            .iter()
+            .filter_map(|node| node.node_name.clone())
             .filter(|node| node.starts_with(FAMILY))
             .partition(|node| names.owns(node));
-        // Overlays (`…d0`) before the files under them (`…f0`).
+        // Filters (`…c0`) before the overlays that they copy to (`…d0`), and these before the files under them (`…f0`).
         nodes.sort();
         let foreign = other
             .iter()
@@ -134,6 +140,8 @@ impl Inventory {
             exports: exports.into_iter().map(|export| export.id).collect(),
             jobs,
             nodes,
+            marks: filter::marks(names, &all).into_iter().map(|(_, mark)| mark.to_owned()).collect(),
+            all,
             foreign_exports: other.into_iter().filter(|e| e.kind == "nbd").map(|e| e.id).collect(),
             foreign,
         })
@@ -143,7 +151,8 @@ impl Inventory {
         let jobs = self.jobs.iter().map(|job| format!("job {}", job.id));
         let exports = self.exports.iter().map(|id| format!("export {id}"));
         let nodes = self.nodes.iter().map(|name| format!("node {name}"));
-        exports.chain(jobs).chain(nodes).collect()
+        let marks = self.marks.iter().map(|name| format!("bitmap {name}"));
+        exports.chain(jobs).chain(nodes).chain(marks).collect()
     }
 }
 
@@ -156,6 +165,7 @@ pub(crate) async fn sweep(
 ) -> Result<CleanupReport> {
     let names = scope.names()?;
     let found = Inventory::take(monitor, &names).await?;
+    let went_on = filter::let_go_on(monitor, &names, &found.all).await?;
     let mut report =
         CleanupReport { removed: found.names(), foreign: found.foreign.clone(), ..CleanupReport::default() };
     // A guest that stands still loses no time to an agent that is slow to answer, nor the other way round. The
@@ -166,10 +176,16 @@ pub(crate) async fn sweep(
     };
     let (thawed, continued) = tokio::join!(thawing, end_work(monitor, &found));
     report.thawed = thawed;
-    report.continued = continued?;
-    for node in &found.nodes {
+    report.continued = continued? || went_on;
+    let (shown, rest): (Vec<_>, Vec<_>) = found.nodes.iter().partition(|node| names.is_access(node));
+    for node in shown {
         remove_node(monitor, node).await?;
     }
+    filter::take_out(monitor, &names, &found.all).await?;
+    for node in rest {
+        remove_node(monitor, node).await?;
+    }
+    filter::unmark(monitor, &names, &found.all).await?;
     let stop_server = match occasion {
         Occasion::AfterCrash => server_is_ours(monitor, scope, &found).await?,
         Occasion::SessionEnd { server } => server && found.foreign_exports.is_empty(),

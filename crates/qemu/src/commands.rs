@@ -38,6 +38,10 @@ commands! {
     QueryExports = "query-block-exports" -> Vec<BlockExport>;
     /// `query-status`: asked once when a guest has stopped, never as a ping. Absent in qemu-storage-daemon.
     QueryStatus = "query-status" -> Status;
+    /// `query-uuid`. Absent in qemu-storage-daemon.
+    QueryUuid = "query-uuid" -> DomainUuid;
+    /// `qom-get`: one property of a device.
+    QomGet = "qom-get" -> Value;
     /// `nbd-server-start`.
     NbdServerStart = "nbd-server-start" -> Value;
     /// `nbd-server-stop`: drops every export, so only for a server known as ours.
@@ -60,7 +64,11 @@ commands! {
     JobCancel = "job-cancel" -> Value;
     /// `job-dismiss`.
     JobDismiss = "job-dismiss" -> Value;
-    /// `cont`: only for a guest that stopped because of our scratch.
+    /// `stop`: only for the moment in which filters are put in, see [`Cont`].
+    Stop = "stop" -> Value;
+    /// `qom-set`: one property of a device; only a disk's `drive`.
+    QomSet = "qom-set" -> Value;
+    /// `cont`: only for a guest that stopped because of our scratch, or that we paused.
     Cont = "cont" -> Value;
 }
 
@@ -166,6 +174,14 @@ pub struct BlockExport {
     /// `nbd`, `vhost-user-blk`, `fuse`, …
     #[serde(rename = "type", default)]
     pub kind: String,
+}
+
+/// Reply of `query-uuid`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct DomainUuid {
+    /// All zeros when none was given.
+    #[serde(rename = "UUID")]
+    pub uuid: String,
 }
 
 /// Reply of `query-status`.

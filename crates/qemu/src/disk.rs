@@ -11,6 +11,7 @@ use serde_json::json;
 
 use crate::commands::{Drive, Node, QueryBlock, QueryNodes};
 use crate::error::{Error, Result};
+use crate::identity::BlockSizes;
 use crate::monitor::Monitor;
 use crate::names::FAMILY;
 
@@ -35,6 +36,8 @@ pub struct Disk {
     pub skip: Option<SkipReason>,
     /// Whether a dirty bitmap can live on the node, and in its image.
     pub bitmaps: BitmapSupport,
+    /// The block sizes that the guest sees, where its device tells them; asked for chosen disks only.
+    pub blocks: Option<BlockSizes>,
 }
 
 /// What kind of dirty bitmap a node can have.
@@ -156,6 +159,7 @@ fn of_drive(drive: Drive, nodes: &[Node]) -> Disk {
         name,
         node,
         bitmaps,
+        blocks: None,
         qdev: drive.qdev.filter(|qdev| !qdev.is_empty()),
         device,
         size_bytes: known.and_then(size).or_else(|| inserted.as_ref().and_then(size)).unwrap_or(0),
@@ -184,6 +188,7 @@ fn of_node(node: &Node, all: &[Node]) -> Option<Disk> {
         format: node.drv.clone().unwrap_or_default(),
         skip: None,
         bitmaps: BitmapSupport::of(node),
+        blocks: None,
     })
 }
 
@@ -295,6 +300,7 @@ mod tests {
             format: "qcow2".to_owned(),
             skip: None,
             bitmaps: BitmapSupport::Persistent,
+            blocks: None,
         }
     }
 

@@ -201,6 +201,20 @@ pub enum Error {
         /// What there is.
         existing: Vec<String>,
     },
+    /// A disk without a device, where a filter is to stand between the two.
+    #[error("disk {disk} belongs to no device, so that no filter can be put over it: use the classic method")]
+    NoDevice {
+        /// The disk.
+        disk: String,
+    },
+    /// A filter of ours whose disk cannot be told.
+    #[error(
+        "filter {filter} is over a disk that nothing names any more: put its device back by hand (qom-set of `drive`), then run `domain cleanup`"
+    )]
+    FilterWithoutDisk {
+        /// Node name of the filter.
+        filter: String,
+    },
     /// A selector that several disks match.
     #[error("{selector:?} matches several disks: {}; name one by its qdev id or node", matching.join(", "))]
     AmbiguousDisk {
@@ -480,9 +494,10 @@ impl Error {
             {
                 ErrorKind::Denied
             }
-            Self::Unsupported { .. } | Self::ToolMissing { .. } | Self::MonitorMute { .. } => {
-                ErrorKind::Unsupported
-            }
+            Self::Unsupported { .. }
+            | Self::NoDevice { .. }
+            | Self::ToolMissing { .. }
+            | Self::MonitorMute { .. } => ErrorKind::Unsupported,
             Self::NotListening { .. }
             | Self::Connect { .. }
             | Self::Ssh { .. }
@@ -501,6 +516,7 @@ impl Error {
             | Self::Refused { .. }
             | Self::JobFailed { .. } => ErrorKind::Unavailable,
             Self::UnexpectedReply { .. }
+            | Self::FilterWithoutDisk { .. }
             | Self::Leftover { .. }
             | Self::Guard { .. }
             | Self::GuardProtocol(_) => ErrorKind::Internal,

@@ -88,6 +88,7 @@ pub struct Monitor {
 struct Inner {
     address: String,
     version: String,
+    package: String,
     service: Arc<QapiService<QmpStreamTokio<Writer>>>,
     events: broadcast::Sender<Event>,
     closed: watch::Receiver<Option<Closed>>,
@@ -126,6 +127,8 @@ struct GreetingBody {
 #[derive(Deserialize)]
 struct GreetingVersion {
     qemu: GreetingTriple,
+    #[serde(default)]
+    package: String,
 }
 
 #[derive(Deserialize)]
@@ -155,6 +158,7 @@ impl Monitor {
         let address = address.to_string();
         let mut reader = BufReader::new(reader);
         let greeting = greet(&mut reader, &address, options.greeting_deadline).await?;
+        let GreetingVersion { qemu: greeting, package } = greeting;
         let version = format!("{}.{}.{}", greeting.major, greeting.minor, greeting.micro);
 
         let (events, _) = broadcast::channel(EVENTS_QUEUED_MAX);
@@ -190,6 +194,7 @@ impl Monitor {
             inner: Arc::new(Inner {
                 address,
                 version,
+                package,
                 service: Arc::new(service),
                 events,
                 closed,
@@ -266,6 +271,12 @@ impl Monitor {
         &self.inner.version
     }
 
+    /// QEMU's version and the package it comes from: what tells one build from another.
+    #[must_use]
+    pub fn build(&self) -> String {
+        format!("{} {}", self.inner.version, self.inner.package).trim_end().to_owned()
+    }
+
     /// Where it was reached.
     #[must_use]
     pub fn address(&self) -> &str {
@@ -285,7 +296,7 @@ fn closed_error(address: &str, closed: &watch::Receiver<Option<Closed>>) -> Erro
     Error::MonitorClosed { address: address.to_owned(), closed: reason }
 }
 
-async fn greet(reader: &mut BufReader<Reader>, address: &str, deadline: Duration) -> Result<GreetingTriple> {
+async fn greet(reader: &mut BufReader<Reader>, address: &str, deadline: Duration) -> Result<GreetingVersion> {
     let mut line = Vec::new();
     let read = timeout(deadline, read_line(reader, &mut line))
         .await
@@ -295,7 +306,7 @@ async fn greet(reader: &mut BufReader<Reader>, address: &str, deadline: Duration
     }
     let greeting: Greeting = serde_json::from_slice(&line)
         .map_err(|_| Error::NotAMonitor { address: address.to_owned(), line: excerpt(&line) })?;
-    Ok(greeting.qmp.version.qemu)
+    Ok(greeting.qmp.version)
 }
 
 /// Reads lines until the connection ends; events to `events`, replies to `pipe`, the reason to `closing`.

@@ -8,10 +8,13 @@
 //! |---|---|
 //! | overlay node of disk *i* | `aqf-<8 hex of the repository>-d<i>` (QEMU allows 31 bytes) |
 //! | file node under it | `aqf-<8 hex>-f<i>` |
+//! | filter over disk *i*, and the node that shows its snapshot | `aqf-<8 hex>-c<i>`, `aqf-<8 hex>-a<i>` |
 //! | job and export of disk *i* | `aqf-<8 hex>-<backup uuid>-<i>` |
 //! | job that makes a scratch beside a TLS monitor | `aqf-<8 hex>-format-<i>` |
 //! | NBD export name | `<backup uuid>/<disk>` |
 //! | bitmap that marks a backup's instant on a disk | `aqf-<32 hex of the repository>-<backup uuid>-<disk>` (QEMU allows 1023 bytes) |
+//! | bitmap that marks the node under a filter | `aqf-<32 hex>-under-<filter>` |
+//! | bitmap that marks a guest which we paused | `aqf-<32 hex>-paused` |
 //! | bitmap of the changes, on the overlay | `delta` |
 //! | scratch file | `aquifer-<8 hex>-<domain>+<disk>.qcow2` |
 //! | NBD socket | `aquifer-<8 hex>-<domain>.nbd`, hashed when the path would not fit a socket address |
@@ -26,6 +29,10 @@ pub(crate) const SOCKET_PATH_BYTES_MAX: usize = 107;
 pub(crate) const FAMILY: &str = "aqf-";
 /// The bitmap on an overlay that names what changed since the base.
 pub(crate) const DELTA: &str = "delta";
+/// How the bitmap goes on that marks a node under a filter; no uuid begins so.
+const UNDER: &str = "under-";
+/// How the bitmap goes on that marks a paused guest.
+const PAUSED: &str = "paused";
 /// Characters of a hyphenated uuid.
 const UUID_CHARS: usize = 36;
 /// Longest file name that every file system takes.
@@ -64,6 +71,39 @@ impl Names {
 
     pub(crate) fn file(&self, disk: usize) -> String {
         format!("{}f{disk}", self.prefix)
+    }
+
+    pub(crate) fn filter(&self, disk: usize) -> String {
+        format!("{}c{disk}", self.prefix)
+    }
+
+    pub(crate) fn access(&self, disk: usize) -> String {
+        format!("{}a{disk}", self.prefix)
+    }
+
+    /// Whether a node is a filter of this repository.
+    pub(crate) fn is_filter(&self, node: &str) -> bool {
+        node.strip_prefix(&self.prefix).is_some_and(|rest| rest.starts_with('c'))
+    }
+
+    /// Whether a node shows a snapshot of this repository.
+    pub(crate) fn is_access(&self, node: &str) -> bool {
+        node.strip_prefix(&self.prefix).is_some_and(|rest| rest.starts_with('a'))
+    }
+
+    /// The bitmap that marks the node over which a filter stands.
+    pub(crate) fn under(&self, filter: &str) -> String {
+        format!("{}{UNDER}{filter}", self.bitmap_prefix)
+    }
+
+    /// The bitmap that marks a guest which was paused for the instant.
+    pub(crate) fn paused(&self) -> String {
+        format!("{}{PAUSED}", self.bitmap_prefix)
+    }
+
+    /// Whether a bitmap is one of these two kinds.
+    pub(crate) fn is_filter_mark(&self, bitmap: &str) -> bool {
+        bitmap.strip_prefix(&self.bitmap_prefix).is_some_and(|rest| rest == PAUSED || rest.starts_with(UNDER))
     }
 
     pub(crate) fn format_job(&self, disk: usize) -> String {

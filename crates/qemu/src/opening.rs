@@ -12,12 +12,13 @@ use crate::cleanup::{Occasion, refuse_foreign, sweep};
 use crate::commands::ExportAdd;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
+use crate::filter::Filters;
 use crate::guard::Guard;
 use crate::monitor::{Event, Monitor};
 use crate::names::{Names, percent_encoded};
 use crate::nbd_server::{self, NbdListen, dial_authority};
 use crate::scratch::{self, Place};
-use crate::session::{Export, Quiesce, SessionRequest};
+use crate::session::{Export, Method, Quiesce, SessionRequest};
 use crate::transaction::Transaction;
 
 /// A session on its way, and how far it has come.
@@ -71,15 +72,33 @@ impl<'a> Opening<'a> {
         refuse_foreign(monitor, self.names).await?;
         checkpoint::settle(monitor, self.marked).await?;
         self.make_scratches().await?;
+        if self.request.method == Method::Filter {
+            self.filters().prepare().await?;
+        }
         self.start_server().await?;
         // From here on, so that nothing between the instant and the watch is missed.
         let events = monitor.events();
         let instant = self.freeze().await?;
         let ids: Vec<String> = (0..self.disks.len()).map(|disk| self.id(disk)).collect();
         let files = (0..self.disks.len()).map(|disk| self.names.file(disk)).collect();
+        if self.request.method == Method::Filter {
+            self.filters().show().await?;
+        }
         let exports = self.export().await?;
         let warnings = std::mem::take(&mut self.warnings);
         Ok((Opened { exports, warnings, instant, ids, files }, events))
+    }
+
+    fn filters(&self) -> Filters<'a> {
+        Filters { monitor: self.monitor, names: self.names, disks: self.disks }
+    }
+
+    /// The node on which the bitmap of the changes lies, and the one that is exported.
+    fn shown(&self, disk: usize) -> (String, String) {
+        match self.request.method {
+            Method::Classic => (self.names.overlay(disk), self.names.overlay(disk)),
+            Method::Filter => (self.names.filter(disk), self.names.access(disk)),
+        }
     }
 
     fn id(&self, disk: usize) -> String {
@@ -95,7 +114,9 @@ impl<'a> Opening<'a> {
         let budgets = scratch::plan(&sizes, self.request.scratch_max_bytes, free, folder)?;
         for (number, (disk, budget)) in disks.iter().zip(budgets).enumerate() {
             let place = Place { monitor: self.monitor, host, names: self.names, folder, number };
-            if let Some(shortfall) = place.make(disk, budget).await? {
+            // A filter reads the disk itself; an overlay takes what it has not from the disk behind it.
+            let backing = (self.request.method == Method::Classic).then_some(disk.node.as_str());
+            if let Some(shortfall) = place.make(disk, backing, budget).await? {
                 self.warnings.push(shortfall.warning(folder));
             }
         }
@@ -123,11 +144,15 @@ impl<'a> Opening<'a> {
         let mut events = self.monitor.events();
         let mut transaction = Transaction::default();
         for (number, (disk, marked)) in self.disks.iter().zip(self.marked).enumerate() {
-            let overlay = self.names.overlay(number);
-            marked.begin(&mut transaction, &overlay);
-            transaction.freeze(&self.id(number), &disk.node, &overlay);
+            marked.begin(&mut transaction, &self.shown(number).0);
+            if self.request.method == Method::Classic {
+                transaction.freeze(&self.id(number), &disk.node, &self.names.overlay(number));
+            }
         }
-        let outcome = transaction.run(self.monitor).await;
+        let outcome = match self.request.method {
+            Method::Classic => transaction.run(self.monitor).await,
+            Method::Filter => self.filters().switch(transaction).await,
+        };
         // Thaw first: an error of the transaction must not keep the guest waiting.
         let thawed = match frozen {
             None => None,
@@ -138,7 +163,11 @@ impl<'a> Opening<'a> {
         let first = self.id(0);
         let mut at_ms = None;
         while let Ok(event) = events.try_recv() {
-            if at_ms.is_none() && event.name == "JOB_STATUS_CHANGE" && event.text("id") == first {
+            let begins = match self.request.method {
+                Method::Classic => event.name == "JOB_STATUS_CHANGE" && event.text("id") == first,
+                Method::Filter => event.name == "STOP",
+            };
+            if at_ms.is_none() && begins {
                 at_ms = Some(event.at_ms);
             }
         }
@@ -177,12 +206,16 @@ impl<'a> Opening<'a> {
         let mut socket = None;
         for (number, (disk, marked)) in self.disks.iter().zip(self.marked).enumerate() {
             let export_name = format!("{}/{}", self.request.backup, disk.name);
+            let (changed, shown) = self.shown(number);
             let mut arguments = json!({
-                "type": "nbd", "id": self.id(number), "node-name": self.names.overlay(number), "name": export_name,
+                "type": "nbd", "id": self.id(number), "node-name": shown, "name": export_name,
                 "writable": false, "allocation-depth": true,
             });
             if let Some(delta) = marked.delta() {
-                arguments["bitmaps"] = json!([delta]);
+                arguments["bitmaps"] = match self.request.method {
+                    Method::Classic => json!([delta]),
+                    Method::Filter => json!([{"node": changed, "name": delta}]),
+                };
             }
             self.monitor.execute(ExportAdd(arguments)).await?;
             if socket.is_none() {

@@ -109,10 +109,15 @@ pub(crate) struct Place<'a> {
 }
 
 impl Place<'_> {
-    /// Makes and formats the file, puts the overlay over the disk's node, reserves its
+    /// Makes and formats the file, puts the overlay over the node `backing` where one is given, reserves its
     /// space, and sets the threshold where the space is less than the need. Over TLS alone QEMU does the reserving,
     /// and the file stays for the next run.
-    pub(crate) async fn make(&self, disk: &Disk, budget: Budget) -> Result<Option<Shortfall>> {
+    pub(crate) async fn make(
+        &self,
+        disk: &Disk,
+        backing: Option<&str>,
+        budget: Budget,
+    ) -> Result<Option<Shortfall>> {
         let path = self.folder.join(self.names.scratch(&disk.name));
         let (overlay, file) = (self.names.overlay(self.number), self.names.file(self.number));
         let protocol = json!({"driver": "file", "node-name": file, "filename": path});
@@ -134,7 +139,7 @@ impl Place<'_> {
             self.monitor.execute(BlockdevAdd(protocol)).await?;
             self.create(json!({"driver": "qcow2", "file": file, "size": disk.size_bytes})).await?;
         }
-        let node = json!({"driver": "qcow2", "node-name": overlay, "file": file, "backing": disk.node,
+        let node = json!({"driver": "qcow2", "node-name": overlay, "file": file, "backing": backing,
             "discard": "unmap"});
         self.monitor.execute(BlockdevAdd(node)).await?;
         let reserved_bytes =

@@ -46,6 +46,17 @@ impl FromStr for Quiesce {
     }
 }
 
+/// How the instant is held.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// A backup job of all disks in one transaction; the guest does not stand still for it.
+    #[default]
+    Classic,
+    /// Filters between disks and devices; the guest is paused for the moment in which they are put in.
+    Filter,
+}
+
 /// What a session is opened with.
 #[derive(Debug, Clone)]
 pub struct SessionRequest {
@@ -65,6 +76,8 @@ pub struct SessionRequest {
     pub max_connections: u32,
     /// Whether to freeze the guest's file systems.
     pub quiesce: Quiesce,
+    /// How the instant is held.
+    pub method: Method,
     /// The guard's program; without it a killed Aquifer leaves its session until the next run.
     pub guard: Option<GuardCommand>,
 }
@@ -89,6 +102,7 @@ pub struct Export {
 pub struct ExportSession {
     opened: Opened,
     skipped: Vec<Disk>,
+    domain_uuid: Option<String>,
     marked: Vec<Marked>,
     watched: Watched,
     watch: Watch,
@@ -106,7 +120,7 @@ impl ExportSession {
 
     /// Goes on from a domain that was looked at.
     pub(crate) async fn begin(domain: Domain, plans: Vec<CheckpointPlan>) -> Result<Self> {
-        let Domain { monitor, request, names, disks, skipped, warnings, .. } = domain;
+        let Domain { monitor, request, names, disks, skipped, warnings, uuid: domain_uuid, .. } = domain;
         let guard = match &request.guard {
             None => None,
             Some(command) => Some(Guard::start(command, &request.plan()).await?),
@@ -131,9 +145,10 @@ impl ExportSession {
             scope: request.scope,
             ids: opened.ids.clone(),
             files: opened.files.clone(),
+            method: request.method,
         };
         let watch = Watch::start(watched.clone(), events);
-        Ok(Self { opened, skipped, marked, watched, watch, guard })
+        Ok(Self { opened, skipped, domain_uuid, marked, watched, watch, guard })
     }
 
     /// The frozen disks.
@@ -146,6 +161,12 @@ impl ExportSession {
     #[must_use]
     pub fn skipped(&self) -> &[Disk] {
         &self.skipped
+    }
+
+    /// The domain's UUID, as QEMU told it; `None` when it has none.
+    #[must_use]
+    pub fn domain_uuid(&self) -> Option<&str> {
+        self.domain_uuid.as_deref()
     }
 
     /// What the person should know.

@@ -13,6 +13,7 @@ use crate::cleanup::{Occasion, sweep};
 use crate::commands::QueryNodes;
 use crate::disk::{self, Disk, Selection};
 use crate::error::{Error, Result};
+use crate::identity;
 use crate::monitor::Monitor;
 use crate::names::Names;
 use crate::nbd_server::NbdListen;
@@ -27,6 +28,7 @@ pub struct Domain {
     pub(crate) disks: Vec<Disk>,
     pub(crate) skipped: Vec<Disk>,
     pub(crate) warnings: Vec<String>,
+    pub(crate) uuid: Option<String>,
     checkpoints: Vec<Vec<Checkpoint>>,
 }
 
@@ -51,14 +53,22 @@ impl Domain {
             true => Vec::new(),
             false => vec![format!("removed what a killed run had left: {}", left.join(", "))],
         };
-        let Selection { disks, skipped } = disk::select(disk::list(&monitor).await?, &request.disks)?;
+        let Selection { mut disks, skipped } = disk::select(disk::list(&monitor).await?, &request.disks)?;
+        identity::fill_block_sizes(&monitor, &mut disks).await?;
+        let uuid = identity::domain_uuid(&monitor).await?;
         let checkpoints = checkpoints(&monitor, &names, &disks).await?;
-        Ok(Self { monitor, request, names, disks, skipped, warnings, checkpoints })
+        Ok(Self { monitor, request, names, disks, skipped, warnings, uuid, checkpoints })
     }
 
     /// The chosen disks, each with the checkpoints of this repository that it carries.
     pub fn disks(&self) -> impl Iterator<Item = (&Disk, &[Checkpoint])> {
         self.disks.iter().zip(self.checkpoints.iter().map(Vec::as_slice))
+    }
+
+    /// QEMU's version and package, as [`Monitor::build`].
+    #[must_use]
+    pub fn build(&self) -> String {
+        self.monitor.build()
     }
 
     /// Freezes the disks at one instant and exports them. `plans` has one for each of [`Domain::disks`], in their order;

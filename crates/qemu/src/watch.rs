@@ -1,6 +1,8 @@
 //! The watch over a frozen instant: what ends it, and ending the session at once, before the guest pays for it.
 //!
-//! Events are hints that make it quick; `query-jobs` is the truth (a concluded job of ours stays until dismissed).
+//! Events are hints that make it quick; `query-jobs` is the truth (a concluded job of ours stays until dismissed). A
+//! filter has no job: QEMU lets nobody take it out under its snapshot, and one that broke is seen by the reader, who gets
+//! errors from then on.
 //! Invariant: once an instant is said to be lost it stays lost.
 
 use std::fmt;
@@ -15,6 +17,7 @@ use crate::cleanup::{CleanupReport, Occasion, Scope, remove_after_qemu, sweep};
 use crate::commands::{QueryExports, QueryJobs, QueryStatus};
 use crate::error::{Error, Result};
 use crate::monitor::{Event, Monitor};
+use crate::session::Method;
 
 /// Why a frozen instant is no more.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,6 +74,7 @@ pub(crate) struct Watched {
     pub(crate) ids: Vec<String>,
     /// File nodes of the scratches.
     pub(crate) files: Vec<String>,
+    pub(crate) method: Method,
 }
 
 /// A running watch.
@@ -168,7 +172,7 @@ impl Watched {
         status.is_ok_and(|status| status.status == "io-error")
     }
 
-    /// Asks QEMU whether every job of the session still runs without error and every export is there.
+    /// Asks QEMU whether what holds the instant still does, without error, and every export is there.
     pub(crate) async fn check(&self) -> std::result::Result<(), Lost> {
         match self.state().await {
             Ok(None) => Ok(()),
@@ -178,8 +182,18 @@ impl Watched {
     }
 
     async fn state(&self) -> Result<Option<Lost>> {
-        let jobs = self.monitor.execute(QueryJobs(json!({}))).await?;
+        if self.method == Method::Classic
+            && let Some(lost) = self.lost_job().await?
+        {
+            return Ok(Some(lost));
+        }
         let exports = self.monitor.execute(QueryExports(json!({}))).await?;
+        let gone = self.ids.iter().find(|id| !exports.iter().any(|export| export.id == **id));
+        Ok(gone.map(|id| Lost::ExportGone { export: id.clone() }))
+    }
+
+    async fn lost_job(&self) -> Result<Option<Lost>> {
+        let jobs = self.monitor.execute(QueryJobs(json!({}))).await?;
         for id in &self.ids {
             let reason = match jobs.iter().find(|job| job.id == *id) {
                 None => Some("it is gone".to_owned()),
@@ -189,9 +203,6 @@ impl Watched {
             };
             if let Some(reason) = reason {
                 return Ok(Some(Lost::JobEnded { job: id.clone(), reason }));
-            }
-            if !exports.iter().any(|export| export.id == *id) {
-                return Ok(Some(Lost::ExportGone { export: id.clone() }));
             }
         }
         Ok(None)

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_format::id::{ChunkId, EntryHash, PackName, SessionId, SlotId, StoreId};
+use aquifer_store::Key;
 use uuid::Uuid;
 
 /// The result of a repository operation.
@@ -70,13 +71,15 @@ pub enum Error {
     },
     /// The store does not hold this repository's log.
     #[error(
-        "{store} does not hold the log of this repository, which is in the store {expected}: name it with --log URL"
+        "{store} is not marked as the store {expected}, which holds the log of this repository: name that one with --log URL; if this is it, and only its mark was lost, put any object in it under the name {mark}"
     )]
     WrongLogStore {
         /// The store.
         store: String,
         /// The id that `format` names.
         expected: StoreId,
+        /// The object that marks it.
+        mark: Key,
     },
     /// The log store belongs to another repository.
     #[error("{log} and {packs} belong to different repositories: check the two URLs")]

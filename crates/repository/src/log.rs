@@ -171,7 +171,8 @@ impl Log {
     fn accept(&self, state: State) -> Result<Arc<State>> {
         state.check_features(false)?;
         if let Some(store) = state.moved_to() {
-            return Err(Error::WrongLogStore { store: self.parts.store.describe(), expected: store });
+            let mark = layout::store_mark(&store);
+            return Err(Error::WrongLogStore { store: self.parts.store.describe(), expected: store, mark });
         }
         let state = Arc::new(state);
         self.parts.state.set(Arc::clone(&state));

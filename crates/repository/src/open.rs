@@ -155,11 +155,18 @@ pub(crate) async fn read_format(stores: &Stores) -> Result<RepositoryConfig> {
 }
 
 /// Checks that the log store is the one that `format` names, and for a writer that it still refuses a second create.
+/// Reading goes on without the mark: what is read is chained from its first entry on, and at worst the copy of the log
+/// beside the packs, a little behind.
 async fn check_log_store(stores: &Stores, config: &RepositoryConfig, access: Access) -> Result<()> {
     let store = stores.of_log();
     let mark = layout::store_mark(&config.log_store);
     if optional(store.head(&mark).await)?.is_none() {
-        return Err(Error::WrongLogStore { store: store.describe(), expected: config.log_store });
+        let error = Error::WrongLogStore { store: store.describe(), expected: config.log_store, mark };
+        if access == Access::Write {
+            return Err(error);
+        }
+        tracing::warn!("reading goes on: {error}");
+        return Ok(());
     }
     if access == Access::Write && store.create(&mark, Bytes::from(mark_body(config))).await? == Created::Won {
         return Err(Error::AtomicCreate { store: store.describe(), winners: "the second of two".to_owned() });

@@ -11,6 +11,7 @@ pub mod process;
 pub mod tools;
 
 mod aquifer;
+mod certificates;
 mod check;
 mod disk;
 mod freezer;
@@ -21,8 +22,10 @@ mod life;
 mod proxy;
 mod qmp;
 mod server;
+mod sshd;
 
 pub use aquifer::{Aquifer, Ended, Running, aquifer_binary, write_password};
+pub use certificates::{CLIENT_NAME, make_certificates};
 pub use check::{Flaw, Moment, check, check_grown};
 pub use disk::{Disk, Format};
 pub use freezer::Freezer;
@@ -31,4 +34,5 @@ pub use latency::Latency;
 pub use proxy::{Hold, Proxy, Side};
 pub use qmp::Qmp;
 pub use server::Server;
+pub use sshd::Sshd;
 pub use tempfile::{TempDir, tempdir};

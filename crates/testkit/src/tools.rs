@@ -5,6 +5,7 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -56,6 +57,11 @@ pub fn qemu_version() -> Result<String> {
     let text = run(Command::new(tool("qemu-system-x86_64")?).arg("--version"))?;
     let line = text.lines().next().unwrap_or_default();
     Ok(line.trim_start_matches("QEMU emulator version ").to_owned())
+}
+
+/// A TCP port on the loopback interface that nobody listens on at this moment.
+pub fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 /// The folder of what is kept between runs: kernel, guest program, data sets.

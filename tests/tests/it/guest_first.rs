@@ -98,6 +98,7 @@ fn start_backup(rig: &mut Rig) -> Result<(Running, u64)> {
 #[ignore = "slow group guest_first"]
 fn a_guest_writes_on_while_the_store_of_its_backup_is_stalled() -> Outcome {
     if let Some(missing) = Freezer::missing() {
+        ensure!(env::var_os("CI").is_none(), "a stalled store cannot be shown: {missing}");
         writeln!(io::stderr(), "NOT SHOWN: a stalled store; {missing}")?;
         return Ok(());
     }

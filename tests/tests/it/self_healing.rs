@@ -5,13 +5,15 @@
 //! bitmaps, and every backup must be exactly one state of the guest's ordered writes.
 
 use std::fs;
+use std::os::unix::fs::FileExt as _;
 
 use anyhow::{Context, Result, ensure};
-use aquifer_testkit::{Disk, Format};
+use aquifer_testkit::{Disk, Format, process};
+use rustix::process::Signal;
 use serde_json::json;
 
 use crate::Outcome;
-use crate::rig::{DISK_BYTES, Rig, SECOND, Taken, text};
+use crate::rig::{DISK_BYTES, Rig, SECOND, Taken, address, as_strs, ensure_same, text};
 
 const MIXED: [(Format, u64); 2] = [(Format::Qcow2, DISK_BYTES), (Format::Raw, DISK_BYTES)];
 /// Two that keep their bitmaps over a restart.
@@ -274,4 +276,53 @@ fn a_repository_that_lost_its_state_folder_stays_incremental() -> Outcome {
     fs::remove_dir_all(rig.aquifer.state_dir()).with_context(|| text(&rig.aquifer.state_dir()))?;
     fs::create_dir(rig.aquifer.state_dir())?;
     ensure_healed(&mut rig, "after")
+}
+
+#[test]
+#[ignore = "slow group self_healing"]
+fn a_disk_changed_behind_its_bitmap_is_found_by_a_recheck_and_read_whole_in_the_same_backup() -> Outcome {
+    let mut rig = Rig::start(&MIXED)?;
+    let disk = Disk::create(rig.folder.path(), "vdc", Format::Raw, 16 << 20)?;
+    rig.guest.add(disk.clone())?;
+    rig.guest.overwrite("vdc", 0, 16 << 20, 7)?;
+    backed_up(&mut rig, "before", &[])?;
+    // Not through QEMU, so that no bitmap takes note of it.
+    fs::OpenOptions::new().write(true).open(&disk.path)?.write_all_at(&[9; 4096], 5 << 20)?;
+    let taken = backed_up(&mut rig, "rechecked", &["--recheck", "100%"])?;
+    taken.ensure_mode("vdc", "rescan", "bitmap wrong: the chunk at byte 5242880")?;
+    taken.ensure_mode("vda", "bitmap", "")?;
+    ensure!(taken.done["warnings"].to_string().contains("bitmap wrong"), "nobody was told: {}", taken.done);
+    let restored = rig.aquifer.restore(&taken.uuid, &["vdc"], "changed")?;
+    ensure_same(&restored[0], &disk.path)?;
+    ensure_healed(&mut rig, "healed")
+}
+
+#[test]
+#[ignore = "slow group self_healing"]
+fn a_session_of_another_host_is_a_conflict_until_it_is_fenced_and_never_commits_after_it() -> Outcome {
+    let mut rig = Rig::start(&MIXED)?;
+    let slow = rig.backup_arguments(&["--read-limit", "1MiB"]);
+    let mut stuck = rig.aquifer.start(&as_strs(&slow))?;
+    rig.wait_exports(2)?;
+    let pid = stuck.process().pid()?;
+    process::send(pid, Signal::STOP)?;
+    // Another host: a state folder of its own, and the guest's second monitor.
+    let (monitor, scratch) = (address(&rig.guest.monitor(1)), rig.scratch());
+    let other = |further: &[&str]| {
+        let arguments = ["backup", "vm", "--qmp", &monitor, "--scratch", &scratch];
+        let mut command = rig.aquifer.command(&[&arguments, further].concat());
+        command.env("AQUIFER_STATE_DIR", rig.folder.path().join("other-host"));
+        rig.aquifer.start_command(&command)?.wait()
+    };
+    other(&[])?.refused(5, "conflict", &["heartbeat", "--fence-after"])?;
+    let earliest = rig.guest.seq();
+    let done = other(&["--fence-after", "0s"])?.ok()?.event("done")?;
+    process::send(pid, Signal::CONT)?;
+    ensure!(stuck.wait()?.code != 0, "a fenced backup reported success");
+    let latest = rig.guest.next_seq()?;
+    let taken = rig.taken(done, earliest..=latest);
+    rig.prove(&taken, "fenced")?;
+    let listed = rig.aquifer.list()?;
+    ensure!(listed.len() == 1 && listed[0]["uuid"] == taken.uuid.as_str(), "{listed:?}");
+    ensure_healed(&mut rig, "healed")
 }

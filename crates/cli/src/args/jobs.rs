@@ -45,6 +45,10 @@ pub(crate) struct BackupArgs {
     /// The guest agent's socket.
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) agent: Option<String>,
+    /// How QEMU holds the instant: a backup job, or a filter between disk and device, by which a full scratch breaks the
+    /// backup and never the guest; the guest is paused for a moment, and its QEMU must have passed `doctor` on this host.
+    #[arg(long, default_value = "classic", conflicts_with_all = ["nbd", "image"])]
+    pub(crate) method: MethodName,
     /// Folder on the hypervisor for the scratch files, which keep what the guest overwrites meanwhile.
     #[arg(long, value_name = "DIR")]
     pub(crate) scratch: Option<PathBuf>,
@@ -70,6 +74,15 @@ pub(crate) struct BackupArgs {
 }
 
 const SOURCE: &str = "Source, if the domain is not configured";
+
+/// How the instant is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum MethodName {
+    /// A backup job of all disks in one transaction.
+    Classic,
+    /// A copy-before-write filter over each disk.
+    Filter,
+}
 
 /// What to do about the guest's file systems.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Deserialize, serde::Serialize)]

@@ -7,11 +7,12 @@ use aquifer_engine::qemu::{
     DiskChoice, DiskName, GuardCommand, MonitorAddress, MonitorOptions, NbdListen, Quiesce,
 };
 use aquifer_engine::{
-    BackupOutcome, BackupRequest, DiskMode, Error, JobContext, Kind, QmpSource, Result, Source,
+    BackupOutcome, BackupRequest, DiskMode, Error, FilterVerdicts, JobContext, Kind, QmpSource, Result,
+    Source,
 };
 
 use super::open;
-use crate::args::jobs::{BackupArgs, QuiesceMode};
+use crate::args::jobs::{BackupArgs, MethodName, QuiesceMode};
 use crate::args::values::Named;
 use crate::config::DomainConfig;
 use crate::context::Context;
@@ -26,7 +27,8 @@ use crate::output::Report;
 pub(crate) async fn run(context: &Context, args: BackupArgs) -> Result<Exit> {
     let read_limit_bytes = args.read_limit.map(|rate| rate.0);
     if let Some(domain) = &args.domain {
-        let request = request(context.config.domains.get(domain), &args, domain)?;
+        let filter = verdicts(context, &args)?;
+        let request = request(context.config.domains.get(domain), &args, domain, filter)?;
         let job = open::writing_job(context, read_limit_bytes).await?;
         let outcome =
             aquifer_engine::backup(&job, request).await.map_err(|error| of_domain(error, domain))?;
@@ -41,9 +43,10 @@ pub(crate) async fn run(context: &Context, args: BackupArgs) -> Result<Exit> {
 }
 
 async fn all(context: &Context, args: &BackupArgs, job: &JobContext) -> Result<Exit> {
+    let filter = verdicts(context, args)?;
     let mut exit = Exit::Done;
     for (domain, configured) in &context.config.domains {
-        let outcome = match request(Some(configured), args, domain) {
+        let outcome = match request(Some(configured), args, domain, filter.clone()) {
             Ok(request) => aquifer_engine::backup(job, request).await,
             Err(error) => Err(error),
         };
@@ -68,10 +71,23 @@ fn of_domain(error: Error, domain: &str) -> Error {
     error.with("domain", domain)
 }
 
-fn request(configured: Option<&DomainConfig>, args: &BackupArgs, domain: &str) -> Result<BackupRequest> {
+/// What this host knows of filters, where one is asked for.
+fn verdicts(context: &Context, args: &BackupArgs) -> Result<Option<FilterVerdicts>> {
+    match args.method {
+        MethodName::Classic => Ok(None),
+        MethodName::Filter => FilterVerdicts::load(&context.state_dir()?).map(Some),
+    }
+}
+
+fn request(
+    configured: Option<&DomainConfig>,
+    args: &BackupArgs,
+    domain: &str,
+    filter: Option<FilterVerdicts>,
+) -> Result<BackupRequest> {
     Ok(BackupRequest {
         domain: domain.to_owned(),
-        source: source(configured, args, domain)?,
+        source: source(configured, args, domain, filter)?,
         uuid: args.uuid,
         description: args.description.clone().unwrap_or_default(),
         labels: args.label.iter().map(|label| (label.key.clone(), label.value.clone())).collect(),
@@ -81,7 +97,12 @@ fn request(configured: Option<&DomainConfig>, args: &BackupArgs, domain: &str) -
     })
 }
 
-fn source(configured: Option<&DomainConfig>, args: &BackupArgs, domain: &str) -> Result<Source> {
+fn source(
+    configured: Option<&DomainConfig>,
+    args: &BackupArgs,
+    domain: &str,
+    filter: Option<FilterVerdicts>,
+) -> Result<Source> {
     if !args.nbd.is_empty() {
         let exports = chosen(&args.nbd, &args.disk)?;
         let exports = exports.into_iter().map(|named| Ok((named.name.clone(), named.value.parse::<Uri>()?)));
@@ -97,7 +118,7 @@ fn source(configured: Option<&DomainConfig>, args: &BackupArgs, domain: &str) ->
         Error::new(Kind::NotFound, format!("domain `{domain}` is not configured, and no source is given"))
             .hint("add --qmp ADDRESS, --nbd NAME=URI or --image NAME=PATH, or configure [domains.NAME]")
     })?;
-    Ok(Source::Qmp(Box::new(qmp_source(configured, args, monitor.parse()?)?)))
+    Ok(Source::Qmp(Box::new(qmp_source(configured, args, monitor.parse()?, filter)?)))
 }
 
 /// The pairs of `given` that `--disk` selects, all without it; each name once.
@@ -119,6 +140,7 @@ fn qmp_source(
     configured: Option<&DomainConfig>,
     args: &BackupArgs,
     monitor: MonitorAddress,
+    filter: Option<FilterVerdicts>,
 ) -> Result<QmpSource> {
     let agent = args.agent.as_ref().or_else(|| configured?.agent.as_ref());
     let agent = agent.map(|address| address.parse::<MonitorAddress>()).transpose()?;
@@ -139,6 +161,7 @@ fn qmp_source(
         scratch_max_bytes: args.scratch_max.or_else(|| configured?.scratch_max).map(|size| size.0),
         listen: configured.map_or(Ok(NbdListen::Unix), listen)?,
         quiesce: quiesce_mode(quiesce, agent.is_some())?,
+        filter,
         agent,
         guard: Some(guard_command()?),
         definition: None,
@@ -264,7 +287,7 @@ mod tests {
 
     fn qmp(configured: Option<&str>, words: &[&str]) -> Result<QmpSource> {
         let configured = configured.map(|text| toml::from_str::<DomainConfig>(text).unwrap());
-        match source(configured.as_ref(), &args(words), "web01")? {
+        match source(configured.as_ref(), &args(words), "web01", None)? {
             Source::Qmp(source) => Ok(*source),
             other => panic!("{other:?}"),
         }
@@ -278,7 +301,7 @@ mod tests {
     #[test]
     fn another_hosts_session_is_ended_after_an_hour_of_silence_unless_told_otherwise() {
         let fence_after = |words: &[&str]| {
-            request(Some(&toml::from_str(WEB01).unwrap()), &args(words), "web01").unwrap().fence_after
+            request(Some(&toml::from_str(WEB01).unwrap()), &args(words), "web01", None).unwrap().fence_after
         };
         assert_eq!(fence_after(&[]), aquifer_engine::repository::FENCE_AFTER);
         assert_eq!(fence_after(&["--fence-after", "0s"]), std::time::Duration::ZERO);
@@ -344,7 +367,7 @@ mod tests {
     #[test]
     fn disks_of_exports_and_images_are_given_once_and_chosen_by_name() {
         let exports = ["--nbd", "a=nbd://h/a", "--nbd", "b=nbd://h/b"];
-        let chosen = |more: &[&str]| source(None, &args(&[&exports[..], more].concat()), "web01");
+        let chosen = |more: &[&str]| source(None, &args(&[&exports[..], more].concat()), "web01", None);
         let Ok(Source::Nbd(all)) = chosen(&[]) else { panic!("no exports") };
         assert_eq!(all.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["a", "b"]);
         let Ok(Source::Nbd(one)) = chosen(&["--disk", "b"]) else { panic!("no exports") };

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use aquifer_qemu::{ImageExport, ImageRequest};
@@ -15,6 +15,7 @@ use aquifer_repository::{FENCE_AFTER, InitOptions, Repository, Secret, Settings,
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::folder::Folder;
 use super::{DoctorRequest, Finding, cross_check};
 use crate::backup::backup;
 use crate::error::{Error, Kind, Result};
@@ -29,26 +30,12 @@ const IMAGE_BYTES: u64 = (64 << 20) + 512;
 /// Runs all steps; a step that fails ends the test.
 pub(super) async fn run(request: &DoctorRequest) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let folder =
-        Folder(request.work.join(format!("aquifer-doctor-{}", crate::clock::new_uuid(&*request.world))));
-    let ended = steps(request, &folder.0, &mut findings).await;
+    let folder = Folder::new(request);
+    let ended = steps(request, folder.path(), &mut findings).await;
     if let Err(error) = ended {
-        findings.push(Finding::of("self-test", folder.0.display().to_string(), Err(error)));
+        findings.push(Finding::of("self-test", folder.path().display().to_string(), Err(error)));
     }
     findings
-}
-
-/// Removed with everything in it when dropped.
-struct Folder(PathBuf);
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.0)
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            tracing::warn!("{} of the self-test could not be removed: {error}", self.0.display());
-        }
-    }
 }
 
 async fn steps(request: &DoctorRequest, folder: &Path, findings: &mut Vec<Finding>) -> Result<()> {

@@ -25,7 +25,6 @@ fn mark(backup: Uuid) -> Checkpoint {
         backup: backup.to_string(),
         same_disk: true,
         granularity_bytes: GRANULARITY,
-        dirty_bytes: 0,
         recording: true,
         busy: false,
         inconsistent: false,
@@ -43,6 +42,7 @@ fn disk() -> Disk {
         format: "qcow2".to_owned(),
         skip: None,
         bitmaps: BitmapSupport::Persistent,
+        blocks: None,
     }
 }
 
@@ -132,6 +132,15 @@ fn a_disk_without_any_backup_is_full_and_says_nothing() {
     let found = descent(&facts, &[]);
     assert_eq!((found.mode, found.reason), (Mode::Full, None));
     assert!(found.plan.mark_granularity_bytes.is_some());
+}
+
+#[test]
+fn a_disk_that_came_from_another_name_is_full_and_says_so() {
+    let facts = Facts { earlier: BTreeMap::new(), ..facts() };
+    let found = descent(&facts, &[Checkpoint { same_disk: false, ..mark(BASE) }]);
+    assert_eq!(found.mode, Mode::Full);
+    assert!(found.reason.unwrap().contains("another disk"));
+    assert_eq!(found.plan.remove, [name(BASE)]);
 }
 
 #[test]

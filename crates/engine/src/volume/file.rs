@@ -6,6 +6,7 @@
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -226,6 +227,14 @@ impl FileVolume {
             synced.map_err(|error| failed(error, folder, "sync"))?;
         }
         Ok(())
+    }
+
+    /// Lets the system begin to write `range` to the storage, so that little is left for [`FileVolume::finish`] to wait
+    /// for: a restore is as fast as the slower of processor and disk, and not as both together.
+    pub(crate) fn begin_writeback(&self, range: Range<u64>) {
+        let length = NonZeroU64::new(range.end.saturating_sub(range.start));
+        // Of pages that are not written yet, this advice only begins the writing. Where it is refused, the end waits.
+        let _ = rustix::fs::fadvise(&self.file, range.start, length, rustix::fs::Advice::DontNeed);
     }
 
     /// Forgets what the system cached of it, so that reading it again asks the storage.

@@ -12,12 +12,14 @@ use aquifer_testkit::{Disk, Format, Guest, GuestOptions, check};
 use crate::rig::{Rig, request, restoring};
 
 const DISK_BYTES: u64 = 64 << 20;
+const UUID: &str = "54c70d40-26bb-48cd-9639-b3a1e9adf650";
 
 fn guest(rig: &Rig) -> Guest {
     let disks = [("vda", Format::Qcow2), ("vdb", Format::Raw)];
     let disks =
         disks.map(|(name, format)| Disk::create(rig.folder.path(), name, format, DISK_BYTES).unwrap());
-    Guest::start(rig.folder.path(), &disks, &GuestOptions::default()).unwrap()
+    let arguments = vec!["-uuid".to_owned(), UUID.to_owned()];
+    Guest::start(rig.folder.path(), &disks, &GuestOptions { arguments, ..GuestOptions::default() }).unwrap()
 }
 
 pub(crate) fn domain(monitor: &Path, scratch: &Path) -> BackupRequest {
@@ -29,6 +31,7 @@ pub(crate) fn domain(monitor: &Path, scratch: &Path) -> BackupRequest {
         scratch_max_bytes: None,
         listen: NbdListen::Unix,
         quiesce: Quiesce::Off,
+        filter: None,
         agent: None,
         guard: None,
         definition: Some(b"{\"machine\":\"pc\"}".to_vec()),
@@ -54,6 +57,8 @@ async fn two_disks_of_a_writing_guest_are_one_point_in_its_history() {
     check(&copies, before..=after).unwrap();
     let record = rig.job.repository.record(outcome.uuid).await.unwrap();
     assert_eq!(record.definition.unwrap().bytes, b"{\"machine\":\"pc\"}");
+    assert_eq!(record.domain.uuid.unwrap().to_string(), UUID);
+    assert!(record.disks.iter().all(|disk| disk.logical_block_bytes == 512), "{:?}", record.disks);
 }
 
 #[tokio::test(flavor = "multi_thread")]

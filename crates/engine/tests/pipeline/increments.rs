@@ -178,3 +178,21 @@ async fn scattered_changes_on_a_disk_of_ten_tebibytes_cost_their_paths() {
         assert_eq!(restored, original, "at {offset}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_base_whose_tree_cannot_be_read_costs_a_whole_read_in_the_same_backup() {
+    let mut still = Still::new(Format::Raw, 64 * MIB).await;
+    still.write(1, 0, 64 * MIB);
+    still.backup().await;
+    let tree = still.rig.packs();
+    // Its record is in packs of its own, and its tree is that of the first.
+    still.backup().await;
+    for pack in tree {
+        std::fs::remove_file(pack).unwrap();
+    }
+    still.rig.reopen().await;
+    still.write(2, MIB, MIB);
+    let (_, disk) = still.backup().await;
+    assert_eq!((disk.mode, disk.read_bytes), (DiskMode::Rescan, 64 * MIB));
+    assert!(disk.reason.as_ref().unwrap().contains("the earlier backup cannot be read"), "{disk:?}");
+}

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use aquifer_engine::clock::System;
 use aquifer_engine::repository::format::keys::KdfParams;
 use aquifer_engine::repository::store::Local;
-use aquifer_engine::repository::{FENCE_AFTER, InitOptions, Repository, Secret, Settings, Stores};
+use aquifer_engine::repository::{
+    Access, FENCE_AFTER, InitOptions, OpenOptions, Repository, Secret, Settings, Stores,
+};
 use aquifer_engine::{
     BackupOutcome, BackupRequest, EventSink, JobContext, JobSettings, RestoreOutcome, RestoreRequest, Result,
     Source, VolumeSpec, backup, restore,
@@ -51,6 +53,21 @@ impl Rig {
             cancel: CancellationToken::new(),
         };
         Rig { folder, job }
+    }
+
+    /// Opens the repository anew, as the next process does: nothing that was read is remembered.
+    pub(crate) async fn reopen(&mut self) {
+        // A state folder of its own, because an index has one writer and the old one is still open.
+        self.job.repository = Repository::open(OpenOptions {
+            stores: Stores { packs: Arc::new(Local::open(self.path("repo")).unwrap()), log: None },
+            world: Arc::clone(&self.job.world),
+            state_dir: Some(self.path("other-state")),
+            secret: Some(Secret::new(b"correct horse".to_vec())),
+            access: Access::Write,
+            settings: Settings::default(),
+        })
+        .await
+        .unwrap();
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {

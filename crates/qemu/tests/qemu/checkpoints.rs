@@ -54,7 +54,7 @@ async fn marks(machine: &Machine, node: &str) -> Vec<(String, bool, u64)> {
 }
 
 /// The dirty ranges of an export in MiB, as libnbd reads them.
-async fn changes(uri: &str, context: &str) -> Vec<(u64, u64)> {
+pub(crate) async fn changes(uri: &str, context: &str) -> Vec<(u64, u64)> {
     let map = run(tool("nbdinfo"), &["--json", &format!("--map={context}"), uri]).await;
     let extents: Vec<Value> = serde_json::from_str(&map).unwrap();
     let dirty = extents.iter().filter(|extent| extent["type"] == 1);

@@ -25,8 +25,12 @@ pub(crate) struct Client {
 impl Client {
     /// Its session stays open until [`Client::end`].
     pub(crate) fn start(machine: &Machine, monitor: &MonitorAddress, guarded: bool) -> Self {
+        Self::start_as("classic", machine, monitor, guarded)
+    }
+
+    fn start_as(method: &str, machine: &Machine, monitor: &MonitorAddress, guarded: bool) -> Self {
         let mut command = Command::new(example("session"));
-        command.arg(monitor.to_string()).arg(machine.path("scratch")).arg(REPOSITORY);
+        command.arg(monitor.to_string()).arg(machine.path("scratch")).arg(REPOSITORY).arg(method);
         if guarded {
             command.arg(example("guard"));
         }
@@ -136,12 +140,17 @@ async fn relay(client: UnixStream, qemu: UnixStream, left: &AtomicUsize, stopped
 }
 
 /// Runs a session through the proxy and kills it after each number of commands in turn, `after` each.
-async fn at_every_step(machine: &Machine, guarded: bool, after: impl AsyncFn(&Proxy, &Inventory)) -> usize {
+async fn at_every_step(
+    method: &str,
+    machine: &Machine,
+    guarded: bool,
+    after: impl AsyncFn(&Proxy, &Inventory),
+) -> usize {
     let before = machine.inventory().await;
     let proxy = Proxy::start(machine);
     for commands in 1.. {
         proxy.left.store(commands, Ordering::SeqCst);
-        let mut client = Client::start(machine, &proxy.address(), guarded);
+        let mut client = Client::start_as(method, machine, &proxy.address(), guarded);
         client.end();
         let ended = tokio::select! {
             () = proxy.stopped.notified() => false,
@@ -163,7 +172,7 @@ async fn at_every_step(machine: &Machine, guarded: bool, after: impl AsyncFn(&Pr
 #[tokio::test]
 async fn killed_after_any_command_everything_is_found_by_the_next_cleanup() {
     let machine = Machine::start(&[qcow2("n0", 1), raw("n1", 1)]).await;
-    let steps = at_every_step(&machine, false, async |_, before| {
+    let steps = at_every_step("classic", &machine, false, async |_, before| {
         let options = MonitorOptions::default();
         let report = cleanup(&machine.monitor(), &options, &machine.scope()).await.unwrap();
         assert!(report.foreign.is_empty(), "{report:?}");
@@ -178,9 +187,42 @@ async fn killed_after_any_command_everything_is_found_by_the_next_cleanup() {
 #[tokio::test]
 async fn killed_after_any_command_the_guard_ends_everything_at_once() {
     let machine = Machine::start(&[qcow2("n0", 1)]).await;
-    at_every_step(&machine, true, async |_, before| {
+    at_every_step("classic", &machine, true, async |_, before| {
         eventually("the guard ends everything", || async {
             machine.inventory().await == *before && !machine.has_server("n0").await
+        })
+        .await;
+    })
+    .await;
+}
+
+/// The guest runs, so that there are steps at which it is paused.
+#[tokio::test]
+async fn killed_after_any_command_with_filters_the_guest_runs_on_its_own_disk_again() {
+    let machine = Machine::start_with(&[qcow2("n0", 1), raw("n1", 1)], &[]).await;
+    let steps = at_every_step("filter", &machine, false, async |_, before| {
+        let options = MonitorOptions::default();
+        let report = cleanup(&machine.monitor(), &options, &machine.scope()).await.unwrap();
+        assert!(report.foreign.is_empty(), "{report:?}");
+        assert_eq!(machine.inventory().await, *before);
+        assert_eq!(machine.status().await, "running");
+        // Through the device: an error if that has no node any more.
+        machine.write("n0", 1, 0, 4096).await;
+        assert!(machine.bitmaps().await.is_empty());
+    })
+    .await;
+    assert!(steps > 40, "only {steps} commands were seen");
+}
+
+#[tokio::test]
+async fn killed_after_any_command_with_filters_the_guard_puts_everything_back_at_once() {
+    let machine = Machine::start_with(&[qcow2("n0", 1)], &[]).await;
+    at_every_step("filter", &machine, true, async |_, before| {
+        eventually("the guard ends everything", || async {
+            machine.inventory().await == *before
+                && machine.status().await == "running"
+                && machine.bitmaps().await.is_empty()
+                && !machine.has_server("n0").await
         })
         .await;
     })

@@ -8,6 +8,7 @@
 
 mod checkpoints;
 mod crash;
+mod filter;
 mod freeze;
 mod image;
 mod mute;

@@ -1,76 +1,21 @@
 //! Monitors on other machines: through ssh to a server of our own on the loopback interface, and over TLS.
 
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::path::Path;
 
 use aquifer_qemu::{
     Ending, Error, ErrorKind, ExportSession, Monitor, MonitorAddress, MonitorOptions, NbdListen, cleanup,
 };
+use aquifer_testkit::{CLIENT_NAME, Sshd, make_certificates, tools};
 use serde_json::json;
-use tokio::process::{Child, Command};
-use tokio::time::{Instant, sleep};
 
-use crate::support::{MIB, Machine, PATIENCE, pull, qcow2, run};
+use crate::support::{MIB, Machine, pull, qcow2};
 
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+fn options(sshd: &Sshd) -> MonitorOptions {
+    MonitorOptions { ssh_config: Some(sshd.client_config()), ..MonitorOptions::default() }
 }
 
-/// An ssh server with keys of its own, and the client's configuration for it.
-struct Sshd {
-    _child: Child,
-    config: PathBuf,
-}
-
-impl Sshd {
-    async fn start(folder: &Path) -> Self {
-        let at = |name: &str| folder.join(name).display().to_string();
-        for key in ["host", "user"] {
-            run("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-f", &at(key)]).await;
-        }
-        let port = free_port();
-        std::fs::copy(folder.join("user.pub"), folder.join("authorized")).unwrap();
-        let server = format!(
-            "ListenAddress 127.0.0.1\nPort {port}\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\nStrictModes no\n\
-             UsePAM no\nPasswordAuthentication no\nPermitRootLogin yes\nAllowStreamLocalForwarding yes\n",
-            at("host"),
-            at("authorized")
-        );
-        std::fs::write(folder.join("sshd_config"), server).unwrap();
-        let key = std::fs::read_to_string(folder.join("host.pub")).unwrap();
-        std::fs::write(folder.join("known"), format!("[127.0.0.1]:{port} {key}")).unwrap();
-        let client = format!(
-            "Host hv1\nHostName 127.0.0.1\nPort {port}\nIdentityFile {}\nIdentitiesOnly yes\nUserKnownHostsFile {}\n",
-            at("user"),
-            at("known")
-        );
-        let config = folder.join("ssh_config");
-        std::fs::write(&config, client).unwrap();
-        // sshd run by root wants the folder that its service makes.
-        let _ = std::fs::create_dir("/run/sshd");
-        let child = Command::new("/usr/sbin/sshd")
-            .args(["-D", "-e", "-f", &at("sshd_config")])
-            .stdin(Stdio::null())
-            .stderr(std::fs::File::create(folder.join("sshd.log")).unwrap())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap_or_else(|error| panic!("sshd: {error}; apt-get install openssh-server"));
-        let end = Instant::now() + PATIENCE;
-        while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
-            let log = || std::fs::read_to_string(folder.join("sshd.log")).unwrap();
-            assert!(Instant::now() < end, "sshd does not listen: {}", log());
-            sleep(std::time::Duration::from_millis(10)).await;
-        }
-        Self { _child: child, config }
-    }
-
-    fn options(&self) -> MonitorOptions {
-        MonitorOptions { ssh_config: Some(self.config.clone()), ..MonitorOptions::default() }
-    }
-}
-
-fn over_ssh(path: &Path) -> MonitorAddress {
-    format!("ssh://hv1{}", path.display()).parse().unwrap()
+fn over_ssh(sshd: &Sshd, path: &Path) -> MonitorAddress {
+    sshd.monitor(path).parse().unwrap()
 }
 
 #[tokio::test]
@@ -78,11 +23,11 @@ async fn a_session_through_ssh_pulls_and_leaves_nothing_there() {
     let machine = Machine::start(&[qcow2("n0", 4)]).await;
     let before = machine.inventory().await;
     let keys = tempfile::tempdir().unwrap();
-    let sshd = Sshd::start(keys.path()).await;
+    let sshd = Sshd::start(keys.path()).unwrap();
     machine.write("n0", 9, MIB, MIB).await;
     let mut request = machine.request();
-    request.monitor = over_ssh(&machine.path("qmp.sock"));
-    request.options = sshd.options();
+    request.monitor = over_ssh(&sshd, &machine.path("qmp.sock"));
+    request.options = options(&sshd);
     let mut session = ExportSession::open(request).await.unwrap();
     assert!(session.warnings().is_empty(), "the space was to be reserved there: {:?}", session.warnings());
     machine.write("n0", 0xEE, MIB, MIB).await;
@@ -99,12 +44,14 @@ async fn a_session_through_ssh_pulls_and_leaves_nothing_there() {
 #[tokio::test]
 async fn through_ssh_a_missing_socket_and_an_unknown_host_are_told_apart() {
     let keys = tempfile::tempdir().unwrap();
-    let sshd = Sshd::start(keys.path()).await;
-    let error =
-        Monitor::connect(&over_ssh(Path::new("/nonexistent/vm.qmp")), &sshd.options()).await.unwrap_err();
+    let sshd = Sshd::start(keys.path()).unwrap();
+    let error = Monitor::connect(&over_ssh(&sshd, Path::new("/nonexistent/vm.qmp")), &options(&sshd))
+        .await
+        .unwrap_err();
     assert!(matches!(error, Error::NoSuchSocket { .. }), "{error}");
-    std::fs::write(keys.path().join("known"), "").unwrap();
-    let error = Monitor::connect(&over_ssh(Path::new("/run/vm.qmp")), &sshd.options()).await.unwrap_err();
+    sshd.forget_host().unwrap();
+    let error =
+        Monitor::connect(&over_ssh(&sshd, Path::new("/run/vm.qmp")), &options(&sshd)).await.unwrap_err();
     assert!(matches!(error, Error::Ssh { .. }) && error.kind() == ErrorKind::Unavailable, "{error}");
 }
 
@@ -115,59 +62,19 @@ async fn what_a_killed_run_left_behind_ssh_is_removed_through_ssh() {
     let mut client = crate::crash::Client::start(&machine, &machine.monitor(), false);
     client.kill().await;
     let keys = tempfile::tempdir().unwrap();
-    let sshd = Sshd::start(keys.path()).await;
-    let address = over_ssh(&machine.path("qmp.sock"));
-    let report = cleanup(&address, &sshd.options(), &machine.scope()).await.unwrap();
+    let sshd = Sshd::start(keys.path()).unwrap();
+    let address = over_ssh(&sshd, &machine.path("qmp.sock"));
+    let report = cleanup(&address, &options(&sshd), &machine.scope()).await.unwrap();
     assert!(report.removed.iter().any(|name| name.ends_with(".qcow2")), "{report:?}");
     assert_eq!(machine.inventory().await, before);
     assert!(!machine.has_server("n0").await);
 }
 
-/// An authority, a server's and a client's certificate, in the layout of QEMU and libvirt.
-async fn certificates(folder: &Path) {
-    let at = |name: &str| folder.join(name).display().to_string();
-    let new_key = ["req", "-newkey", "rsa:2048", "-nodes", "-batch"];
-    let ca_key = at("ca-key.pem");
-    let ca = at("ca-cert.pem");
-    let mut authority = new_key.to_vec();
-    authority.extend(["-x509", "-days", "2", "-subj", "/CN=Test authority", "-keyout", &ca_key, "-out", &ca]);
-    authority.extend([
-        "-addext",
-        "keyUsage=critical,keyCertSign",
-        "-addext",
-        "basicConstraints=critical,CA:true",
-    ]);
-    // Without the machine's own extensions, which would come twice.
-    std::fs::write(folder.join("empty.cnf"), "[req]\ndistinguished_name=dn\n[dn]\n").unwrap();
-    let config = at("empty.cnf");
-    authority.extend(["-config", &config]);
-    run("openssl", &authority).await;
-    for (role, usage) in [("server", "serverAuth"), ("client", "clientAuth")] {
-        let (key, csr, cert) =
-            (at(&format!("{role}-key.pem")), at(&format!("{role}.csr")), at(&format!("{role}-cert.pem")));
-        let subject = format!("/O=Test/CN={role}");
-        let mut request = new_key.to_vec();
-        request.extend(["-subj", &subject, "-keyout", &key, "-out", &csr, "-config", &config]);
-        run("openssl", &request).await;
-        let extensions = at(&format!("{role}.ext"));
-        let text = format!(
-            "basicConstraints=CA:false\nkeyUsage=digitalSignature,keyEncipherment\nextendedKeyUsage={usage}\n\
-             subjectAltName=DNS:localhost,IP:127.0.0.1\n"
-        );
-        std::fs::write(&extensions, text).unwrap();
-        let sign =
-            ["x509", "-req", "-days", "2", "-in", &csr, "-CA", &ca, "-CAkey", &ca_key, "-CAcreateserial"];
-        let mut sign = sign.to_vec();
-        sign.extend(["-extfile", &extensions, "-out", &cert]);
-        run("openssl", &sign).await;
-    }
-}
-
 /// A machine with the objects `tls0` and `auth0`, and a TLS monitor on a port.
 async fn tls_machine(folder: &Path, port: u16) -> Machine {
-    certificates(folder).await;
+    make_certificates(folder).unwrap();
     let creds = format!("tls-creds-x509,id=tls0,dir={},endpoint=server,verify-peer=on", folder.display());
-    let rules = json!([{"match": "O=Test,CN=client", "policy": "allow"}]);
+    let rules = json!([{"match": CLIENT_NAME, "policy": "allow"}]);
     let authz =
         json!({"qom-type": "authz-list", "id": "auth0", "policy": "deny", "rules": rules}).to_string();
     let chardev =
@@ -184,13 +91,14 @@ fn tls_options(folder: &Path) -> MonitorOptions {
 #[tokio::test]
 async fn the_nbd_server_listens_with_tls_and_is_ours_to_stop() {
     let folder = tempfile::tempdir().unwrap();
-    let machine = tls_machine(folder.path(), free_port()).await;
+    let machine = tls_machine(folder.path(), tools::free_port().unwrap()).await;
     let before = machine.inventory().await;
     machine.write("n0", 5, 0, MIB).await;
     let mut request = machine.request();
     request.options = tls_options(folder.path());
     let (creds, authz) = ("tls0".to_owned(), Some("auth0".to_owned()));
-    request.scope.nbd = NbdListen::Tls { host: "0.0.0.0".to_owned(), port: free_port(), creds, authz };
+    request.scope.nbd =
+        NbdListen::Tls { host: "0.0.0.0".to_owned(), port: tools::free_port().unwrap(), creds, authz };
     let session = ExportSession::open(request.clone()).await.unwrap();
     let uri = &session.exports()[0].uri;
     assert!(uri.starts_with("nbds://localhost:"), "{uri}");
@@ -206,14 +114,14 @@ async fn the_nbd_server_listens_with_tls_and_is_ours_to_stop() {
 #[tokio::test]
 async fn a_foreign_server_is_not_stopped_when_ours_would_listen_with_tls() {
     let folder = tempfile::tempdir().unwrap();
-    let machine = tls_machine(folder.path(), free_port()).await;
+    let machine = tls_machine(folder.path(), tools::free_port().unwrap()).await;
     let address = json!({"type": "unix", "data": {"path": machine.path("foreign.sock")}});
     machine.qmp("nbd-server-start", json!({"addr": address})).await;
     let mut request = machine.request();
     request.options = tls_options(folder.path());
     request.scope.nbd = NbdListen::Tls {
         host: "127.0.0.1".to_owned(),
-        port: free_port(),
+        port: tools::free_port().unwrap(),
         creds: "tls0".to_owned(),
         authz: None,
     };
@@ -227,7 +135,7 @@ async fn a_foreign_server_is_not_stopped_when_ours_would_listen_with_tls() {
 #[tokio::test]
 async fn a_tls_monitor_works_or_says_why_not() {
     let folder = tempfile::tempdir().unwrap();
-    let port = free_port();
+    let port = tools::free_port().unwrap();
     let machine = tls_machine(folder.path(), port).await;
     let before = machine.inventory().await;
     let mut request = machine.request();
@@ -238,7 +146,7 @@ async fn a_tls_monitor_works_or_says_why_not() {
     request.options.command_deadline = std::time::Duration::from_secs(3);
     request.scope.nbd = NbdListen::Tls {
         host: "0.0.0.0".to_owned(),
-        port: free_port(),
+        port: tools::free_port().unwrap(),
         creds: "tls0".to_owned(),
         authz: None,
     };
@@ -264,12 +172,12 @@ async fn a_tls_monitor_works_or_says_why_not() {
 #[tokio::test]
 async fn tls_without_certificates_or_with_a_strangers_is_denied_by_name() {
     let (ours, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let port = free_port();
+    let port = tools::free_port().unwrap();
     let _machine = tls_machine(ours.path(), port).await;
     let address: MonitorAddress = format!("tls:localhost:{port}").parse().unwrap();
     let error = Monitor::connect(&address, &MonitorOptions::default()).await.unwrap_err();
     assert!(matches!(error, Error::NoCertificates { .. }), "{error}");
-    certificates(theirs.path()).await;
+    make_certificates(theirs.path()).unwrap();
     let error = Monitor::connect(&address, &tls_options(theirs.path())).await.unwrap_err();
     assert!(matches!(error, Error::Tls { .. }) && error.kind() == ErrorKind::Denied, "{error}");
     std::fs::remove_file(theirs.path().join("client-key.pem")).unwrap();

@@ -83,6 +83,34 @@ async fn a_client_in_the_middle_of_its_handshake_is_waited_for_and_the_guest_goe
     machine.writes_on().await;
 }
 
+#[tokio::test]
+async fn a_server_whose_clients_never_choose_is_left_running_and_the_guest_goes_on() {
+    let machine = Machine::start_writing().await;
+    machine.writes_on().await;
+    let before = machine.inventory().await;
+    let session = ExportSession::open(machine.request()).await.unwrap();
+    let socket = server_socket(&session.exports()[0].uri).to_owned();
+    // Each is dropped by QEMU after 10 s, and has a successor by then.
+    let undecided = tokio::spawn(async move {
+        let mut clients = std::collections::VecDeque::new();
+        let mut interval = tokio::time::interval(Duration::from_secs(4));
+        loop {
+            interval.tick().await;
+            clients.push_back(UnixStream::connect(&socket).await);
+            clients.truncate(8);
+        }
+    });
+    let error = timeout(PATIENCE, session.close(Ending::Failed)).await.unwrap().unwrap_err();
+    assert!(matches!(error, Error::ServerBusy { deadline_ms: 20_000 }), "{error}");
+    machine.writes_on().await;
+    undecided.abort();
+    // The clients are gone with their task: the next clean-up finds the server, and ends it.
+    let report = cleanup(&machine.monitor(), &MonitorOptions::default(), &machine.scope()).await.unwrap();
+    assert!(report.removed.iter().any(|removed| removed == "NBD server"), "{report:?}");
+    assert_eq!(machine.inventory().await, before);
+    machine.writes_on().await;
+}
+
 /// The socket of a URI `nbd+unix:///…?socket=PATH`.
 fn server_socket(uri: &str) -> &str {
     uri.split_once("socket=").unwrap().1
@@ -353,4 +381,22 @@ async fn a_guard_that_cannot_start_is_an_error_before_anything_is_made() {
         assert!(matches!(error, Error::Guard { .. }) && error.to_string().contains(program), "{error}");
     }
     assert_eq!(machine.inventory().await, before);
+}
+
+#[tokio::test]
+async fn uuid_and_block_sizes_are_told_as_the_guest_sees_them() {
+    let uuid = "54c70d40-26bb-48cd-9639-b3a1e9adf650";
+    let sizes = ["-global", "virtio-blk-device.logical_block_size=4096"];
+    let extra =
+        ["-S", "-uuid", uuid, sizes[0], sizes[1], "-global", "virtio-blk-device.physical_block_size=8192"];
+    let machine = Machine::start_with(&[qcow2("n0", 1)], &extra).await;
+    let session = ExportSession::open(machine.request()).await.unwrap();
+    assert_eq!(session.domain_uuid(), Some(uuid));
+    let blocks = session.exports()[0].disk.blocks.unwrap();
+    assert_eq!((blocks.logical_bytes, blocks.physical_bytes), (4096, 8192));
+    session.close(Ending::Failed).await.unwrap();
+    let nameless = Machine::start(&[qcow2("n0", 1)]).await;
+    let session = ExportSession::open(nameless.request()).await.unwrap();
+    assert_eq!((session.domain_uuid(), session.exports()[0].disk.blocks.unwrap().logical_bytes), (None, 512));
+    session.close(Ending::Failed).await.unwrap();
 }

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use aquifer_qemu::{
-    DiskChoice, GuardCommand, Monitor, MonitorAddress, MonitorOptions, NbdListen, Quiesce, Scope,
+    DiskChoice, GuardCommand, Method, Monitor, MonitorAddress, MonitorOptions, NbdListen, Quiesce, Scope,
     SessionRequest, commands,
 };
 use qapi::Command as _;
@@ -247,6 +247,7 @@ impl Machine {
             scratch_max_bytes: None,
             max_connections: 8,
             quiesce: Quiesce::Off,
+            method: Method::Classic,
             guard: None,
         }
     }
@@ -267,7 +268,7 @@ impl Machine {
             "blockdev-add" => BlockdevAdd, "nbd-server-start" => NbdServerStart, "job-cancel" => JobCancel,
             "job-dismiss" => JobDismiss, "block-export-add" => ExportAdd, "block-export-del" => ExportDel,
             "block-dirty-bitmap-add" => BitmapAdd, "cont" => Cont, "quit" => Quit, "system_powerdown" => PowerDown,
-            "blockdev-remove-medium" => RemoveMedium
+            "blockdev-remove-medium" => RemoveMedium, "qom-set" => QomSet
         }
     }
 
@@ -297,6 +298,12 @@ impl Machine {
             exports: sorted(exports.into_iter().map(|export| export.id).collect()),
             files: sorted(files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect()),
         }
+    }
+
+    /// Every bitmap of every node, by name.
+    pub(crate) async fn bitmaps(&self) -> Vec<String> {
+        let nodes = self.test.execute(commands::QueryNodes(json!({"flat": true}))).await.unwrap();
+        nodes.into_iter().flat_map(|node| node.dirty_bitmaps).filter_map(|bitmap| bitmap.name).collect()
     }
 
     pub(crate) async fn status(&self) -> String {
@@ -391,6 +398,7 @@ test_commands! {
     Quit = "quit";
     PowerDown = "system_powerdown";
     RemoveMedium = "blockdev-remove-medium";
+    QomSet = "qom-set";
 }
 
 /// Name of a command type, so that the scripts of [`scripted`] and the code cannot drift apart.

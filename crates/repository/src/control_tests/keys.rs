@@ -143,12 +143,28 @@ fn a_log_store_of_its_own_must_be_named_and_be_the_right_one() {
         let host = Host::new(1, &packs).with_log(&log);
         host.init().await.unwrap();
         host.open(Access::Write).await.unwrap();
-        let error = Host::new(2, &packs).open(Access::Read).await.unwrap_err();
+        let error = Host::new(2, &packs).open(Access::Write).await.unwrap_err();
         assert!(matches!(error, Error::WrongLogStore { .. }), "{error}");
         let (other_packs, other_log) = (Memory::new(), Memory::new());
         Host::new(3, &other_packs).with_log(&other_log).init().await.unwrap();
         let error = Host::new(2, &packs).with_log(&other_log).open(Access::Read).await.unwrap_err();
         assert!(matches!(error, Error::StoresDiffer { .. }), "{error}");
+    });
+}
+
+#[test]
+fn a_lost_mark_of_the_log_store_stops_writers_until_it_is_put_again_and_never_readers() {
+    run(async {
+        let store = Memory::new();
+        let host = Host::new(1, &store);
+        host.init().await.unwrap();
+        let listed = store.list("probe/", None).await.unwrap().entries;
+        store.delete(&listed[0].key).await.unwrap();
+        host.open(Access::Read).await.unwrap();
+        let error = host.open(Access::Write).await.unwrap_err();
+        let Error::WrongLogStore { mark, .. } = error else { panic!("{error}") };
+        store.put(&mark, Bytes::from_static(b"any")).await.unwrap();
+        host.open(Access::Write).await.unwrap();
     });
 }
 
