@@ -283,7 +283,13 @@ impl Job<'_> {
         disks: Vec<Told>,
     ) -> Result<Made> {
         let checked = source.check().await.map_err(|error| self.about_domain(error));
-        let (records, disks) = disks.into_iter().unzip();
+        let mut warnings = std::mem::take(&mut source.warnings);
+        let (mut records, mut outcomes) = (Vec::with_capacity(disks.len()), Vec::with_capacity(disks.len()));
+        for (record, outcome, warning) in disks {
+            records.push(record);
+            outcomes.push(outcome);
+            warnings.extend(warning);
+        }
         let record = self.record(&source, parent, records);
         let committed = match checked {
             Ok(()) => match workers.finish().await {
@@ -294,7 +300,6 @@ impl Job<'_> {
             Err(error) => Err(error),
         };
         let freeze_ms = source.freeze_ms;
-        let mut warnings = std::mem::take(&mut source.warnings);
         let ending = match &committed {
             Ok(_) => Ending::Committed,
             Err(error) if outcome_unknown(error) => Ending::Unknown,
@@ -303,7 +308,7 @@ impl Job<'_> {
         warnings.extend(self.close(source, ending).await);
         let committed = committed?;
         warnings.extend(self.prove().await);
-        Ok(Made { record, disks, committed, freeze_ms, warnings })
+        Ok(Made { record, disks: outcomes, committed, freeze_ms, warnings })
     }
 
     /// Checks the structure of what was just committed, as far as its parent does not have it already; says what is
@@ -362,8 +367,8 @@ impl Job<'_> {
     }
 }
 
-/// What the record keeps of a disk, and what the caller is told.
-type Told = (DiskRecord, DiskOutcome);
+/// What the record keeps of a disk, what the caller is told, and what the caller should know besides.
+type Told = (DiskRecord, DiskOutcome, Option<String>);
 
 impl Reading {
     /// Reads the disk.
@@ -371,6 +376,7 @@ impl Reading {
         let Reading { node, mut mode, mut reason, bitmap, blocks, read } = self;
         let (name, size_bytes) = (read.name.clone(), read.client.info().size_bytes);
         let DiskDone { tree, tally, compared_nodes, doubt } = read_disk(read, shared).await?;
+        let warning = doubt.as_ref().map(|doubt| format!("disk {name}: {doubt}; it was read whole"));
         if doubt.is_some() {
             (mode, reason) = (Mode::Rescan, doubt);
         }
@@ -405,7 +411,7 @@ impl Reading {
             tree_nodes_read: tree.nodes_read + compared_nodes,
             tree_nodes_written: tree.nodes_written,
         };
-        Ok((record, outcome))
+        Ok((record, outcome, warning))
     }
 }
 

@@ -192,9 +192,9 @@ impl StorageDaemon {
         Ok(())
     }
 
-    async fn client(&self, export: &str) -> Result<Client> {
+    async fn client(&self, export: &str, writable: bool) -> Result<Client> {
         let uri: Uri = format!("nbd+unix:///{export}?socket={}", self.socket.display()).parse()?;
-        Ok(Client::connect(&uri, &ClientOptions::default()).await?)
+        Ok(Client::connect(&uri, &ClientOptions { writable, ..ClientOptions::default() }).await?)
     }
 
     /// Reads the snapshot twice while the disk is overwritten.
@@ -203,10 +203,10 @@ impl StorageDaemon {
         let mut writers = JoinSet::new();
         for writer in 0..4 {
             let (client, stop, writes) =
-                (self.client("filter").await?, Arc::clone(&stop), Arc::clone(&writes));
+                (self.client("filter", true).await?, Arc::clone(&stop), Arc::clone(&writes));
             writers.spawn(overwrite(client, u64::from(seed * 4 + writer), stop, writes));
         }
-        let reader = self.client("snapshot").await?;
+        let reader = self.client("snapshot", false).await?;
         let read = async {
             let mut wrong_blocks = 0;
             for _ in 0..2 {

@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 
 use aquifer_repository::format::id::ChunkId;
 use aquifer_repository::{
@@ -32,6 +32,9 @@ const WINDOW_CHUNKS: usize = 2048;
 
 /// Unwanted bytes between two wanted blobs that are fetched along.
 const FETCH_GAP_BYTES: u32 = 128 << 10;
+
+/// Open chunks of one thread that wait while another thread writes to the file.
+const WAITING_CHUNKS: usize = 8;
 
 /// Most bytes of one fetch: large enough for a bucket, small enough to share the work out.
 const FETCH_BYTES: u32 = 4 << 20;
@@ -55,6 +58,8 @@ pub(crate) struct Target {
     puts: Option<Sender<Put>>,
     applied: Mutex<Applied>,
     covered_bytes: AtomicU64,
+    /// Held by the thread that writes to the file: the kernel lets one write at a time, and others would spin for it.
+    writing: Mutex<()>,
 }
 
 impl Target {
@@ -67,7 +72,7 @@ impl Target {
         puts: Option<Sender<Put>>,
     ) -> Self {
         let (applied, covered_bytes) = (Mutex::new(Applied::default()), AtomicU64::new(0));
-        Target { name, grid, tree, volume, meter, puts, applied, covered_bytes }
+        Target { name, grid, tree, volume, meter, puts, applied, covered_bytes, writing: Mutex::new(()) }
     }
 
     fn note(&self, applied: Applied) {
@@ -242,60 +247,100 @@ pub(crate) struct Fetched {
 /// A processor thread of a restore.
 pub(crate) struct Opener {
     opener: ChunkOpener,
-    plain: Vec<u8>,
+    /// Open chunks that wait for their turn at the file.
+    waiting: Vec<Opened>,
+    /// Buffers to open into.
+    spare: Vec<Vec<u8>>,
     old: Vec<u8>,
+}
+
+/// A chunk that is open, and the offsets on the volume that it belongs to.
+struct Opened {
+    offsets: Vec<u64>,
+    plain: Vec<u8>,
 }
 
 impl Opener {
     pub(crate) fn new(opener: ChunkOpener) -> Self {
-        Opener { opener, plain: Vec::new(), old: Vec::new() }
+        Opener { opener, waiting: Vec::new(), spare: Vec::new(), old: Vec::new() }
     }
 
     fn put(&mut self, fetched: &mut Fetched) -> Result<()> {
-        let target = &fetched.target;
+        let target = &*fetched.target;
         let mut touched = Touched::default();
         for item in &fetched.items {
-            let bytes = usize::try_from(item.location.row.plain_bytes).unwrap_or(usize::MAX);
-            let start = usize::try_from(item.at).unwrap_or(usize::MAX);
-            let end = start.saturating_add(usize::try_from(blob_bytes(&item.location)).unwrap_or(usize::MAX));
-            let limit = usize::try_from(target.grid.chunk_bytes()).unwrap_or(usize::MAX);
-            let Some(blob) = fetched.blob.get_mut(start..end).filter(|_| bytes <= limit) else {
-                return Err(misplaced(&item.location, "lies outside what was fetched"));
-            };
-            self.plain.resize(bytes, 0);
-            self.opener.open(&item.location, blob, &mut self.plain)?;
-            for &chunk in &item.chunks {
-                let place = target.offset_of(chunk);
-                if place.end - place.start != u64::from(item.location.row.plain_bytes) {
-                    return Err(misplaced(&item.location, "has not the length of its place on the disk"));
-                }
-                self.put_at(target, place.start)?;
-                touched.add(place);
+            let opened = self.open(target, &mut fetched.blob, item)?;
+            for &offset in &opened.offsets {
+                touched.add(offset, item.location.row.plain_bytes);
             }
+            self.hand_on(&fetched.target, opened)?;
         }
+        self.write_waiting(target, 0)?;
         if let (Some(file), Some(range)) = (target.volume.file(), touched.near()) {
             file.begin_writeback(range);
         }
         Ok(())
     }
 
-    fn put_at(&mut self, target: &Arc<Target>, offset: u64) -> Result<()> {
-        match (target.volume.file(), &target.puts) {
-            (Some(file), _) => {
-                target.note(file.put(target.volume.blank, offset, &self.plain, &mut self.old)?);
-                Ok(())
-            }
-            (None, Some(puts)) => {
-                let put = Put { target: Arc::clone(target), offset, bytes: self.plain.clone() };
-                let sent = puts.send_blocking(put);
-                sent.map_err(|_| Error::new(Kind::Internal, "the lanes to the volume ended early"))
-            }
-            (None, None) => {
-                let written_bytes = u64::try_from(self.plain.len()).unwrap_or(u64::MAX);
-                target.note(Applied { written_bytes, ..Applied::default() });
-                Ok(())
+    fn open(&mut self, target: &Target, blob: &mut [u8], item: &Item) -> Result<Opened> {
+        let bytes = usize::try_from(item.location.row.plain_bytes).unwrap_or(usize::MAX);
+        let start = usize::try_from(item.at).unwrap_or(usize::MAX);
+        let end = start.saturating_add(usize::try_from(blob_bytes(&item.location)).unwrap_or(usize::MAX));
+        let limit = usize::try_from(target.grid.chunk_bytes()).unwrap_or(usize::MAX);
+        let Some(blob) = blob.get_mut(start..end).filter(|_| bytes <= limit) else {
+            return Err(misplaced(&item.location, "lies outside what was fetched"));
+        };
+        let mut plain = self.spare.pop().unwrap_or_default();
+        plain.resize(bytes, 0);
+        self.opener.open(&item.location, blob, &mut plain)?;
+        let places = item.chunks.iter().map(|&chunk| target.offset_of(chunk));
+        let fitting = places.map(|place| {
+            let fits = place.end - place.start == u64::from(item.location.row.plain_bytes);
+            fits.then_some(place.start)
+        });
+        let offsets = fitting.collect::<Option<Vec<u64>>>();
+        let offsets = offsets
+            .ok_or_else(|| misplaced(&item.location, "has not the length of its place on the disk"))?;
+        Ok(Opened { offsets, plain })
+    }
+
+    fn hand_on(&mut self, target: &Arc<Target>, opened: Opened) -> Result<()> {
+        if target.volume.file().is_some() {
+            self.waiting.push(opened);
+            return self.write_waiting(target, WAITING_CHUNKS);
+        }
+        for offset in opened.offsets {
+            match &target.puts {
+                Some(puts) => {
+                    let put = Put { target: Arc::clone(target), offset, bytes: opened.plain.clone() };
+                    let sent = puts.send_blocking(put);
+                    sent.map_err(|_| Error::new(Kind::Internal, "the lanes to the volume ended early"))?;
+                }
+                None => {
+                    let written_bytes = u64::try_from(opened.plain.len()).unwrap_or(u64::MAX);
+                    target.note(Applied { written_bytes, ..Applied::default() });
+                }
             }
         }
+        self.spare.push(opened.plain);
+        Ok(())
+    }
+
+    /// Writes what waits to the file. While another thread writes, up to `most` chunks go on waiting.
+    fn write_waiting(&mut self, target: &Target, most: usize) -> Result<()> {
+        let Some(file) = target.volume.file() else { return Ok(()) };
+        let _turn = match target.writing.try_lock() {
+            Ok(turn) => turn,
+            Err(TryLockError::WouldBlock) if self.waiting.len() <= most => return Ok(()),
+            Err(_) => target.writing.lock().unwrap_or_else(PoisonError::into_inner),
+        };
+        for opened in self.waiting.drain(..) {
+            for offset in opened.offsets {
+                target.note(file.put(target.volume.blank, offset, &opened.plain, &mut self.old)?);
+            }
+            self.spare.push(opened.plain);
+        }
+        Ok(())
     }
 }
 
@@ -307,10 +352,11 @@ struct Touched {
 }
 
 impl Touched {
-    fn add(&mut self, place: Range<u64>) {
-        self.bytes += place.end - place.start;
-        let span = self.span.get_or_insert_with(|| place.clone());
-        *span = span.start.min(place.start)..span.end.max(place.end);
+    fn add(&mut self, offset: u64, bytes: u32) {
+        let end = offset + u64::from(bytes);
+        self.bytes += u64::from(bytes);
+        let span = self.span.get_or_insert(offset..end);
+        *span = span.start.min(offset)..span.end.max(end);
     }
 
     /// The span, if it is not mostly other ranges' places.

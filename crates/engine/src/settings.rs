@@ -12,8 +12,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::progress::EventSink;
 
-/// Bytes of one request to a source, unless a chunk is larger: what QEMU's server answers fastest.
-pub(crate) const REQUEST_BYTES: u32 = 256 << 10;
+/// Bytes of one request to a source, unless a chunk is larger. QEMU's server answers 256 KiB as fast, byte for byte, but
+/// every request costs a wake-up on each side and a hand-over to the processor threads (docs/BENCHMARKS.md).
+pub(crate) const REQUEST_BYTES: u32 = 512 << 10;
 
 /// Requests in flight on one NBD connection: QEMU's server works on sixteen at once.
 pub(crate) const REQUESTS_PER_CONNECTION: u16 = 16;

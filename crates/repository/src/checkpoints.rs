@@ -119,6 +119,7 @@ impl Log {
         }
         self.parts.state.set(Arc::new(start));
         let state = self.first_replay(newest).await?;
+        self.ensure_last(&state).await?;
         if state.seq() == 0 {
             return Err(Error::NoLog { store: self.parts.store.describe() });
         }
@@ -127,6 +128,22 @@ impl Log {
         }
         self.hold_against(seen, &state).await?;
         self.remember(&state)
+    }
+
+    /// A log that ends where one of its objects was lost looks shorter than it is, and would be written on from there. So
+    /// nothing may be listed behind the end that was found. (A listing that is behind the truth finds less, never more.)
+    async fn ensure_last(&self, state: &State) -> Result<()> {
+        let store = self.parts.store.as_ref();
+        let listed = store.list(layout::ENTRIES, Some(&layout::log(state.seq()))).await?;
+        let Some(next) = listed.entries.first().and_then(|entry| layout::number(&entry.key)) else {
+            return Ok(());
+        };
+        let missing = state.seq() + 1;
+        // Others may have appended in the meantime.
+        if next == missing || slot(store, missing).await?.is_some() {
+            return Ok(());
+        }
+        Err(Error::LogGap { missing, next })
     }
 
     /// The copy that this host keeps, when the log still has its tip; else the state before entry 1.
@@ -148,9 +165,7 @@ impl Log {
         let (mut listed, mut last) = (Vec::new(), None);
         loop {
             let page = self.parts.store.list(layout::CHECKPOINTS, last.as_ref()).await?;
-            let numbers =
-                page.entries.iter().map(|entry| u64::from_str_radix(layout::last_part(&entry.key), 16));
-            listed.extend(numbers.flatten());
+            listed.extend(page.entries.iter().filter_map(|entry| layout::number(&entry.key)));
             match page.entries.into_iter().next_back() {
                 Some(entry) if page.more => last = Some(entry.key),
                 _ => return Ok(listed),

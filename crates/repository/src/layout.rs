@@ -54,8 +54,14 @@ pub(crate) fn store_mark(store: &StoreId) -> Key {
 
 /// Prefixes of listings.
 pub(crate) const SLOTS: &str = "keys/";
+pub(crate) const ENTRIES: &str = "log/";
 pub(crate) const CHECKPOINTS: &str = "ckpt/";
 pub(crate) const PACKS: &str = "packs/";
+
+/// The number of a log entry or checkpoint whose key came from a listing.
+pub(crate) fn number(key: &Key) -> Option<u64> {
+    u64::from_str_radix(last_part(key), 16).ok()
+}
 
 /// The last part of a key, for names that came from a listing.
 pub(crate) fn last_part(key: &Key) -> &str {

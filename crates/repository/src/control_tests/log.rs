@@ -78,10 +78,20 @@ fn a_missing_entry_below_the_tip_is_named() {
     run(async {
         let store = Memory::new();
         let repository = Host::new(1, &store).init().await.unwrap();
-        pad(&repository, 5).await;
-        store.delete(&entry(4)).await.unwrap();
-        let error = Host::new(2, &store).open(Access::Read).await.unwrap_err();
-        assert!(matches!(error, Error::LogGap { missing: 4, next: 5 | 6 }), "{error}");
+        pad(&repository, 7).await;
+        let tip = repository.state().seq();
+        assert_eq!(tip, 8);
+        for lost in 1..tip {
+            let bytes = store.get(&entry(lost), GetRange::Whole).await.unwrap();
+            store.delete(&entry(lost)).await.unwrap();
+            let error = Host::new(2, &store).open(Access::Read).await.unwrap_err();
+            assert!(
+                matches!(error, Error::LogGap { missing, next } if missing == lost && (next > lost && next <= tip)),
+                "{lost}: {error}"
+            );
+            store.put(&entry(lost), bytes).await.unwrap();
+        }
+        Host::new(2, &store).open(Access::Read).await.unwrap();
     });
 }
 
