@@ -13,8 +13,8 @@ use uuid::Uuid;
 
 use crate::error::Result;
 use crate::flags::{
-    CreateFlags, DeleteFlags, FinishFlags, ListFlags, ReservedFlags, RestoreFlags, TargetFlags, UndefineFlags,
-    XmlFlags,
+    CreateFlags, DeleteFlags, FinishFlags, ListFlags, ReservedFlags, RestoreFlags, TargetFlags,
+    UndefineFlags, XmlFlags,
 };
 use crate::parameters::Parameters;
 use crate::state::JobState;

@@ -311,7 +311,9 @@ impl Error {
             Error::Ambiguous { .. } => "give more digits",
             Error::NoParent { .. } => "leave the parent out to take the newest backup of each disk",
             Error::ParentNotComplete { .. } => "wait for it, or name another",
-            Error::CheckpointInconsistent { .. } => "without STRICT_PARENT this disk is read whole and compared",
+            Error::CheckpointInconsistent { .. } => {
+                "without STRICT_PARENT this disk is read whole and compared"
+            }
             Error::BackupExists(_) => "leave the uuid out to get a new one",
             Error::JobBusy { .. } => "wait for it, or cancel it",
             Error::AgentUnresponsive { .. } => "QUIESCE instead of REQUIRE_QUIESCE goes on without",
@@ -334,17 +336,14 @@ mod tests {
 
     #[test]
     fn a_message_names_the_object_and_the_number() {
-        let error = Error::TargetTooSmall {
-            target: "/dev/vg/web".into(),
-            bytes: 5,
-            disk: "vda".into(),
-            needed: 10,
-        };
+        let error =
+            Error::TargetTooSmall { target: "/dev/vg/web".into(), bytes: 5, disk: "vda".into(), needed: 10 };
         assert_eq!(error.to_string(), "target /dev/vg/web has 5 bytes; disk vda needs 10");
         let disks = vec!["vda".to_owned(), "vdb".to_owned()];
         let error = Error::NoDisk { owner: "domain web01".into(), disk: "vdc".into(), disks };
         assert_eq!(error.to_string(), "domain web01 has no disk `vdc`; it has vda, vdb");
-        let error = Error::Corrupt { backup: Uuid::nil(), disk: "vda".into(), ranges: vec![(512, 8), (9, 1)] };
+        let error =
+            Error::Corrupt { backup: Uuid::nil(), disk: "vda".into(), ranges: vec![(512, 8), (9, 1)] };
         assert!(error.to_string().ends_with("disk vda: 2 ranges are damaged, the first at byte 512"));
     }
 

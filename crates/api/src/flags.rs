@@ -333,7 +333,10 @@ mod tests {
     }
 
     /// Calls a macro-like check for each set.
-    fn every_set(check: impl Fn(u32, &[(&str, u32)], Result<u32, FlagError>) -> Result<(), TestCaseError>, bits: u32) -> Result<(), TestCaseError> {
+    fn every_set(
+        check: impl Fn(u32, &[(&str, u32)], Result<u32, FlagError>) -> Result<(), TestCaseError>,
+        bits: u32,
+    ) -> Result<(), TestCaseError> {
         check(bits, CreateFlags::KNOWN, CreateFlags::from_bits(bits).map(CreateFlags::bits))?;
         check(bits, ListFlags::KNOWN, ListFlags::from_bits(bits).map(ListFlags::bits))?;
         check(bits, RestoreFlags::KNOWN, RestoreFlags::from_bits(bits).map(RestoreFlags::bits))?;

@@ -6,8 +6,8 @@
 use uuid::Uuid;
 
 use crate::xml::{
-    BackupMode, Dialect, DomainBackup, Element, Image, ImageFormat, ImagePlace, LibvirtBackup, LibvirtDisk,
-    Method, Mode, Read, Server, Target, XmlError, XmlFault, with_root,
+    BackupDisk, BackupMode, Dialect, DomainBackup, Element, Image, ImageFormat, ImagePlace, LibvirtBackup,
+    LibvirtDisk, Method, Mode, Read, Server, Target, XmlError, XmlFault, with_root,
 };
 
 /// Which call a backup is asked for by.
@@ -34,11 +34,11 @@ pub struct BackupRequest {
     pub target: Option<Target>,
     /// Where to serve an unmanaged backup.
     pub server: Option<Server>,
-    /// The disks that are named. Whether others are backed up as well, `named_only` says.
-    pub disks: Vec<DiskRequest>,
-    /// True if disks that are not named stay out: the proposal lists what it wants, libvirt what it does not want.
-    /// Without a list, both mean every disk.
-    pub named_only: bool,
+    /// How disks are read that do not say it themselves; the flags decide if it is not said here either. libvirt's
+    /// dialect always says it: without a checkpoint, whole.
+    pub mode: Option<BackupMode>,
+    /// The disks; `None` for all of the domain's. A disk that a list leaves out stays out, in both dialects.
+    pub disks: Option<Vec<DiskRequest>>,
 }
 
 /// What a backup, or a disk of it, is to be read against.
@@ -60,7 +60,7 @@ pub struct DiskRequest {
     pub name: String,
     /// True if it is not to be backed up.
     pub excluded: bool,
-    /// Whole, or what changed; the request's flags decide if it is not said.
+    /// Whole, or what changed, if not as the others.
     pub mode: Option<BackupMode>,
     /// What to read it against, if not what the whole backup is.
     pub parent: Option<Parent>,
@@ -83,7 +83,7 @@ pub struct RestoreRequest {
     pub name: Option<String>,
     /// Where disks go that do not say it themselves.
     pub target: Option<Target>,
-    /// Which disks, and where each goes; `None` for all. A disk without a target goes where it came from, and so does one
+    /// Which disks, and where each goes; `None` for all of the backup's. A disk without a target goes where it came from, and so does one
     /// whose target is a chunkstore: that says where the backup is.
     pub disks: Option<Vec<(String, Option<Target>)>>,
 }
@@ -107,18 +107,23 @@ impl BackupRequest {
                 refuse_attributes(disk, &["size", "stored", "digest", "state", "index"], call, BACKUP_WHY)?;
                 match dialect {
                     Dialect::Proposal => refuse(disk, &["parent"], call, BACKUP_WHY),
-                    Dialect::Libvirt => Ok(()),
+                    Dialect::Libvirt => checkpoint_is_named(&root, disk),
                 }
             })?;
-            let pull = root.attributes.iter().find(|one| one.name == "mode").filter(|one| one.value == "pull");
+            something_is_left(&root)?;
+            let pull =
+                root.attributes.iter().find(|one| one.name == "mode").filter(|one| one.value == "pull");
             match (start, dialect, pull) {
                 (Start::Managed, _, Some(mode)) => {
                     let why = "a pull is read by somebody else: start it as an unmanaged backup";
                     return Err(XmlFault::Misplaced { what: "mode='pull'".to_owned(), call, why }.at(mode.at));
                 }
                 (Start::Unmanaged, Dialect::Libvirt, None) => {
-                    let why = "nobody would read the exports: write mode='pull', or start it as a managed backup";
-                    return Err(XmlFault::Misplaced { what: "mode='push'".to_owned(), call, why }.at(root.at()));
+                    let why =
+                        "nobody would read the exports: write mode='pull', or start it as a managed backup";
+                    return Err(
+                        XmlFault::Misplaced { what: "mode='push'".to_owned(), call, why }.at(root.at())
+                    );
                 }
                 _ => {}
             }
@@ -132,7 +137,7 @@ impl BackupRequest {
 
 impl From<DomainBackup> for BackupRequest {
     fn from(backup: DomainBackup) -> Self {
-        let disk = |disk: crate::xml::BackupDisk| DiskRequest {
+        let disk = |disk: BackupDisk| DiskRequest {
             name: disk.name,
             excluded: disk.excluded,
             mode: disk.mode,
@@ -145,9 +150,8 @@ impl From<DomainBackup> for BackupRequest {
             parent: backup.parent.map_or(Parent::Newest, Parent::Backup),
             method: backup.method,
             target: backup.target,
-            server: None,
-            named_only: backup.disks.is_some(),
-            disks: backup.disks.unwrap_or_default().into_iter().map(disk).collect(),
+            disks: listed(backup.disks, disk),
+            ..BackupRequest::default()
         }
     }
 }
@@ -158,14 +162,20 @@ impl From<LibvirtBackup> for BackupRequest {
             Mode::Push => (false, None),
             Mode::Pull(server) => (true, server),
         };
-        let disks = backup.disks.unwrap_or_default();
+        let mode = if backup.incremental.is_some() { BackupMode::Incremental } else { BackupMode::Full };
         BackupRequest {
             parent: backup.incremental.map_or(Parent::Newest, Parent::Checkpoint),
             server,
-            disks: disks.into_iter().map(|disk| from_libvirt(disk, pull)).collect(),
+            mode: Some(mode),
+            disks: listed(backup.disks, |disk| from_libvirt(disk, pull)),
             ..BackupRequest::default()
         }
     }
+}
+
+/// A list with something in it; an empty one means all, as in libvirt.
+fn listed<D, R>(disks: Option<Vec<D>>, request: impl Fn(D) -> R) -> Option<Vec<R>> {
+    disks.filter(|disks| !disks.is_empty()).map(|disks| disks.into_iter().map(request).collect())
 }
 
 fn from_libvirt(disk: LibvirtDisk, pull: bool) -> DiskRequest {
@@ -184,7 +194,7 @@ fn from_libvirt(disk: LibvirtDisk, pull: bool) -> DiskRequest {
     DiskRequest {
         name: disk.name,
         excluded: disk.excluded,
-        mode: disk.mode,
+        mode: disk.mode.or(disk.incremental.as_ref().map(|_| BackupMode::Incremental)),
         parent: disk.incremental.map(Parent::Checkpoint),
         target,
         scratch: (pull && !disk.excluded).then_some(disk.image),
@@ -205,12 +215,12 @@ impl RestoreRequest {
                 let why = "it cannot name a backup; write <domainbackup><uuid>…</uuid></domainbackup>";
                 return Err(XmlFault::Misplaced { what, call: "a restore", why }.at(root.at()));
             }
+            something_is_left(&root)?;
             let nameless = root.missing("the <uuid> of the backup");
             let backup = DomainBackup::read(root, text)?;
-            let disks = backup.disks.map(|disks| {
-                let named = disks.into_iter().filter(|disk| !disk.excluded);
-                named.map(|disk| (disk.name, disk.target.filter(is_destination))).collect()
-            });
+            let named = |disks: Vec<BackupDisk>| disks.into_iter().filter(|disk| !disk.excluded).collect();
+            let disks =
+                listed(backup.disks.map(named), |disk| (disk.name, disk.target.filter(is_destination)));
             Ok(RestoreRequest {
                 backup: backup.uuid.ok_or(nameless)?,
                 name: backup.name,
@@ -238,14 +248,43 @@ pub fn parse_default_target(text: &str) -> Result<Target, XmlError> {
     })
 }
 
+/// libvirt's rule: what is read since a checkpoint names the checkpoint, for itself or for all.
+fn checkpoint_is_named(root: &Element<'_>, disk: &Element<'_>) -> Read<()> {
+    let incremental =
+        disk.attributes.iter().any(|one| one.name == "backupmode" && one.value == "incremental");
+    if incremental && !disk.has("incremental") && root.first("incremental").is_none() {
+        return Err(disk.missing("a checkpoint: an attribute incremental, or <incremental> in the document"));
+    }
+    Ok(())
+}
+
+/// A list names what is wanted; with one that only names what is not, a call would do nothing.
+fn something_is_left(root: &Element<'_>) -> Read<()> {
+    let excluded =
+        |disk: &&Element<'_>| disk.attributes.iter().any(|one| one.name == "backup" && one.value == "no");
+    match root.first("disks") {
+        Some(list) if !list.children.is_empty() && list.children.iter().all(|disk| excluded(&disk)) => {
+            Err(list.missing("a disk without backup='no': a disk that is not listed is not wanted either; leave <disks> out for all"))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn refuse(element: &Element<'_>, names: &[&str], call: &'static str, why: &'static str) -> Read<()> {
     match element.children.iter().find(|child| names.contains(&child.name)) {
-        Some(child) => Err(XmlFault::Misplaced { what: format!("<{}>", child.name), call, why }.at(child.at())),
+        Some(child) => {
+            Err(XmlFault::Misplaced { what: format!("<{}>", child.name), call, why }.at(child.at()))
+        }
         None => Ok(()),
     }
 }
 
-fn refuse_attributes(element: &Element<'_>, names: &[&str], call: &'static str, why: &'static str) -> Read<()> {
+fn refuse_attributes(
+    element: &Element<'_>,
+    names: &[&str],
+    call: &'static str,
+    why: &'static str,
+) -> Read<()> {
     match element.attributes.iter().find(|one| names.contains(&one.name)) {
         Some(one) => {
             let what = format!("the attribute {} of a <disk>", one.name);

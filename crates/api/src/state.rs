@@ -66,9 +66,8 @@ fn list(states: &[JobState]) -> String {
 
 impl JobState {
     /// Every state.
-    pub const ALL: [JobState; 10] = [
-        Defined, Preparing, Exposed, Running, Paused, Finalizing, Completed, Cancelled, Failed, Interrupted,
-    ];
+    pub const ALL: [JobState; 10] =
+        [Defined, Preparing, Exposed, Running, Paused, Finalizing, Completed, Cancelled, Failed, Interrupted];
 
     /// The states that may follow.
     pub fn successors(self) -> &'static [JobState] {

@@ -30,6 +30,7 @@ pub use libvirt::{
 pub use target::{ImageFormat, NbdSource, Target};
 pub use tree::{DEFINITION_LIMITS, LIMITS, Limits};
 
+pub(crate) use attributes::short;
 pub(crate) use definition::expect_root;
 pub(crate) use dialect::Dialect;
 pub(crate) use error::{Fault, Read, located};

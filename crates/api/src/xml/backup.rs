@@ -191,7 +191,8 @@ impl BackupDisk {
         if self.excluded {
             return writing::empty(writer, "disk", &[("name", Some(&self.name)), ("backup", Some("no"))]);
         }
-        let (size, stored) = (self.size_bytes.map(|n| n.to_string()), self.stored_bytes.map(|n| n.to_string()));
+        let (size, stored) =
+            (self.size_bytes.map(|n| n.to_string()), self.stored_bytes.map(|n| n.to_string()));
         let digest = self.digest.map(to_hex);
         let attributes = [
             ("name", Some(self.name.as_str())),

@@ -1,8 +1,8 @@
 //! Which of the two dialects a document is written in.
 //!
 //! What only the proposal has makes a document the proposal's; else what only libvirt has makes it libvirt's; a document
-//! with neither is the proposal's, in which all that it leaves open is decided by settings and not by file names of
-//! libvirt's making. `backup` and `backupmode` of a disk are libvirt's inventions, but are taken in both.
+//! with neither is the proposal's, in which what is left open is decided by settings and not by file names of libvirt's
+//! making. `backup` and `backupmode` of a disk are libvirt's inventions, but are taken in both, so they tell nothing.
 //!
 //! Invariant: a document that has words of both is refused, and the message names one of each.
 
@@ -31,7 +31,6 @@ pub(crate) fn of(root: &Element<'_>) -> Read<Dialect> {
     match (proposal(root), libvirt(root)) {
         (Some(because), Some((what, at))) => Err(XmlFault::Mixed { what, because }.at(at)),
         (None, Some(_)) => Ok(Dialect::Libvirt),
-        (None, None) if disks(root).any(shared) => Ok(Dialect::Libvirt),
         (_, None) => Ok(Dialect::Proposal),
     }
 }
@@ -68,20 +67,17 @@ fn libvirt(root: &Element<'_>) -> Option<(String, usize)> {
         disks(root).find_map(|disk| {
             let attribute = disk.attributes.iter().find(|one| LIBVIRT_DISK_ATTRIBUTES.contains(&one.name));
             let child = disk.children.iter().find(|one| LIBVIRT_DISK_ELEMENTS.contains(&one.name));
-            match (attribute, child) {
-                (Some(one), _) => Some((format!("the attribute {} of a <disk>", one.name), one.at)),
-                (None, Some(one)) => Some((format!("<{}>", one.name), one.at())),
-                (None, None) => None,
+            match (attribute, child, disk.first("target").filter(|target| untyped(target))) {
+                (Some(one), ..) => Some((format!("the attribute {} of a <disk>", one.name), one.at)),
+                (None, Some(one), _) => Some((format!("<{}>", one.name), one.at())),
+                (None, None, Some(target)) => Some(("a <target> without a type".to_owned(), target.at())),
+                (None, None, None) => None,
             }
         })
     })
 }
 
-/// A disk of a document without any word that only one of the two has: libvirt's, if it uses libvirt's inventions.
-fn shared(disk: &Element<'_>) -> bool {
-    disk.has("backup") || disk.has("backupmode") || disk.first("target").is_some_and(untyped)
-}
-
+/// A target in libvirt's form.
 fn untyped(target: &Element<'_>) -> bool {
-    target.has("file") || target.has("dev")
+    !target.has("type") && (target.has("file") || target.has("dev"))
 }

@@ -56,7 +56,9 @@ impl<'a> Element<'a> {
     ) -> Read<Option<T>> {
         let Some(attribute) = self.attribute(name) else { return Ok(None) };
         let place = || format!("attribute {name} of <{}>", self.name);
-        read(&attribute.value).map(Some).ok_or_else(|| wrong(attribute.at, place(), &attribute.value, expected))
+        read(&attribute.value)
+            .map(Some)
+            .ok_or_else(|| wrong(attribute.at, place(), &attribute.value, expected))
     }
 
     /// Takes a `yes` or `no` out.
@@ -69,7 +71,11 @@ impl<'a> Element<'a> {
     }
 
     /// Takes a decimal number out, written as this crate writes it.
-    pub(crate) fn number<T: FromStr + ToString>(&mut self, name: &'static str, expected: &'static str) -> Read<Option<T>> {
+    pub(crate) fn number<T: FromStr + ToString>(
+        &mut self,
+        name: &'static str,
+        expected: &'static str,
+    ) -> Read<Option<T>> {
         self.parsed(name, expected, decimal)
     }
 
@@ -87,7 +93,8 @@ impl<'a> Element<'a> {
     /// Takes every child of that name out, in order.
     pub(crate) fn all(&mut self, name: &'static str) -> Vec<Element<'a>> {
         self.asked.push(name);
-        let (taken, left) = std::mem::take(&mut self.children).into_iter().partition(|child| child.name == name);
+        let (taken, left) =
+            std::mem::take(&mut self.children).into_iter().partition(|child| child.name == name);
         self.children = left;
         taken
     }

@@ -127,7 +127,9 @@ pub enum XmlFault {
     #[error("disk `{0}` is named twice")]
     DuplicateDisk(String),
     /// Words of libvirt's dialect in a document of the proposal's.
-    #[error("{what} is of libvirt's dialect, but the document is of the proposal's because of {because}; use one")]
+    #[error(
+        "{what} is of libvirt's dialect, but the document is of the proposal's because of {because}; use one"
+    )]
     Mixed {
         /// What is of libvirt's.
         what: String,

@@ -23,7 +23,7 @@ pub struct LibvirtBackup {
     pub mode: Mode,
     /// The checkpoint from which changes count, for every disk that does not say otherwise.
     pub incremental: Option<String>,
-    /// The disks; `None` for all of the domain's. Disks that a list leaves out are backed up as well.
+    /// The disks; `None` for all of the domain's.
     pub disks: Option<Vec<LibvirtDisk>>,
 }
 
@@ -151,7 +151,8 @@ impl LibvirtBackup {
             _ => None,
         })?;
         let pull = pull == Some(true);
-        let mode = if pull { Mode::Pull(root.child("server")?.map(Server::read).transpose()?) } else { Mode::Push };
+        let mode =
+            if pull { Mode::Pull(root.child("server")?.map(Server::read).transpose()?) } else { Mode::Push };
         let backup = LibvirtBackup {
             mode,
             incremental: root.child("incremental")?.map(Element::into_text).transpose()?,
@@ -159,7 +160,9 @@ impl LibvirtBackup {
         };
         if let (false, Some(server)) = (pull, root.first("server")) {
             let why = "the mode is push; write mode='pull'";
-            return Err(XmlFault::Misplaced { what: "<server>".to_owned(), call: "a push", why }.at(server.at()));
+            return Err(
+                XmlFault::Misplaced { what: "<server>".to_owned(), call: "a push", why }.at(server.at())
+            );
         }
         if let Some(private) = root.first("privateData") {
             let what = "<privateData>".to_owned();
@@ -198,16 +201,20 @@ impl Server {
         let endpoint = match transport.as_str() {
             "tcp" => {
                 let name = element.required("name", "the attribute name: a host")?.value;
-                Endpoint::Tcp(name, element.parsed("port", "a port from 1 to 65535", |text| {
-                    decimal::<u16>(text).filter(|port| *port != 0)
-                })?)
+                Endpoint::Tcp(
+                    name,
+                    element.parsed("port", "a port from 1 to 65535", |text| {
+                        decimal::<u16>(text).filter(|port| *port != 0)
+                    })?,
+                )
             }
             "unix" => {
                 let socket = element.parsed("socket", "an absolute path", absolute)?;
                 Endpoint::Unix(socket.ok_or_else(|| element.missing("the attribute socket"))?)
             }
             "fd" => {
-                let (what, why) = ("transport='fd'".to_owned(), "descriptors do not reach another host; write tcp or unix");
+                let (what, why) =
+                    ("transport='fd'".to_owned(), "descriptors do not reach another host; write tcp or unix");
                 return Err(XmlFault::Unsupported { what, why }.at(at));
             }
             other => {
@@ -223,12 +230,17 @@ impl Server {
         match &self.endpoint {
             Endpoint::Tcp(name, port) => {
                 let port = port.map(|port| port.to_string());
-                let attributes =
-                    [("transport", Some("tcp")), ("tls", tls), ("name", Some(name)), ("port", port.as_deref())];
+                let attributes = [
+                    ("transport", Some("tcp")),
+                    ("tls", tls),
+                    ("name", Some(name)),
+                    ("port", port.as_deref()),
+                ];
                 writing::empty(writer, "server", &attributes)
             }
             Endpoint::Unix(socket) => {
-                let attributes = [("transport", Some("unix")), ("tls", tls), ("socket", Some(socket.as_str()))];
+                let attributes =
+                    [("transport", Some("unix")), ("tls", tls), ("socket", Some(socket.as_str()))];
                 writing::empty(writer, "server", &attributes)
             }
         }
@@ -253,7 +265,12 @@ impl LibvirtDisk {
             disk.image = Image::read(&mut element, pull)?;
             if let (Some(BackupMode::Full), Some(name)) = (disk.mode, &disk.incremental) {
                 let place = "attribute incremental of a disk with backupmode='full'".to_owned();
-                return Err(wrong(element.at(), place, name, "none: a full backup counts from no checkpoint"));
+                return Err(wrong(
+                    element.at(),
+                    place,
+                    name,
+                    "none: a full backup counts from no checkpoint",
+                ));
             }
         }
         element.done()?;
@@ -351,7 +368,12 @@ impl Seclabel {
         let label = match (relabel, label) {
             (Some(false), None) => None,
             (Some(false), Some(label)) => {
-                return Err(wrong(label.at(), "attribute relabel of a <seclabel> with a <label>".to_owned(), "no", "yes"));
+                return Err(wrong(
+                    label.at(),
+                    "attribute relabel of a <seclabel> with a <label>".to_owned(),
+                    "no",
+                    "yes",
+                ));
             }
             (_, None) => return Err(element.missing("a <label>, or relabel='no'")),
             (_, Some(label)) => Some(label.into_text()?),

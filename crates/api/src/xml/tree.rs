@@ -146,11 +146,15 @@ impl<'a> Builder<'a> {
         let tag = &document[inside.clone()];
         let name = &tag[..tag.find([' ', '\t', '\r', '\n']).unwrap_or(tag.len())];
         if !is_name(name) {
-            return Err(XmlFault::Malformed(format!("{:?} is no name of an element", short(name))).at(span.start));
+            return Err(
+                XmlFault::Malformed(format!("{:?} is no name of an element", short(name))).at(span.start)
+            );
         }
         match self.open.last() {
             None if self.root.is_some() => {
-                return Err(XmlFault::Malformed("there is more than one root element".to_owned()).at(span.start));
+                return Err(
+                    XmlFault::Malformed("there is more than one root element".to_owned()).at(span.start)
+                );
             }
             Some(parent) if parent.name == "parent" && name == "parent" => {
                 return Err(XmlFault::UnclosedParent.at(span.start));
@@ -188,7 +192,9 @@ impl<'a> Builder<'a> {
             Some(element) => element.text.push_str(text),
             None if text.trim_ascii().is_empty() => {}
             None => {
-                return Err(XmlFault::Malformed("there is text outside of the root".to_owned()).at(span.start));
+                return Err(
+                    XmlFault::Malformed("there is text outside of the root".to_owned()).at(span.start)
+                );
             }
         }
         Ok(())

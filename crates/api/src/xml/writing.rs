@@ -78,5 +78,7 @@ fn representable(value: &str) -> Cow<'_, str> {
     if value.chars().all(super::is_char) {
         return Cow::Borrowed(value);
     }
-    Cow::Owned(value.chars().map(|c| if super::is_char(c) { c } else { char::REPLACEMENT_CHARACTER }).collect())
+    Cow::Owned(
+        value.chars().map(|c| if super::is_char(c) { c } else { char::REPLACEMENT_CHARACTER }).collect(),
+    )
 }
