@@ -14,6 +14,8 @@
 //! at all (see [`xml::DomainBackup::write`]).
 
 mod call;
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
 pub mod domain;
 mod error;
 mod flags;

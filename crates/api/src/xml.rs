@@ -16,6 +16,7 @@ mod definition;
 mod dialect;
 mod element;
 mod error;
+mod image;
 mod libvirt;
 mod target;
 mod tree;
@@ -24,9 +25,8 @@ mod writing;
 pub use backup::{BackupDisk, BackupMode, DomainBackup, Method};
 pub use definition::Definition;
 pub use error::{XmlError, XmlFault};
-pub use libvirt::{
-    DiskState, Endpoint, Image, ImagePlace, ImageSource, LibvirtBackup, LibvirtDisk, Mode, Seclabel, Server,
-};
+pub use image::{Image, ImagePlace, ImageSource, Seclabel};
+pub use libvirt::{DiskState, Endpoint, LibvirtBackup, LibvirtDisk, Mode, Server};
 pub use target::{ImageFormat, NbdSource, Target};
 pub use tree::{DEFINITION_LIMITS, LIMITS, Limits};
 

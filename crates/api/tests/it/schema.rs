@@ -5,6 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use aquifer_api::xml::Document;
+use aquifer_api::{
+    CreateFlags, DISK_NAMES, DeleteFlags, FinishFlags, JobState, ListFlags, NAMES, RestoreFlags, TargetFlags,
+    UndefineFlags, XmlFlags,
+};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 
@@ -128,5 +132,36 @@ fn the_examples_of_the_manual_are_read_and_valid() {
     for text in examples {
         let document = Document::parse(&text).unwrap_or_else(|error| panic!("{error} in {text}"));
         assert_valid(schema(&document), &[text]);
+    }
+}
+
+#[test]
+fn the_manual_names_every_flag_with_its_value_every_parameter_and_every_state() {
+    let page = std::fs::read_to_string(docs().join("API.md")).expect("docs/API.md");
+    let sets = [
+        CreateFlags::KNOWN,
+        ListFlags::KNOWN,
+        RestoreFlags::KNOWN,
+        DeleteFlags::KNOWN,
+        FinishFlags::KNOWN,
+        XmlFlags::KNOWN,
+        TargetFlags::KNOWN,
+    ];
+    for (name, value) in sets.concat() {
+        let (plain, bold) = (format!("{name} {value:#x}"), format!("{name} **{value:#x}**"));
+        assert!(page.contains(&plain) || page.contains(&bold), "docs/API.md lacks {plain}");
+    }
+    assert!(page.contains(&format!("UNDEFINE_BACKUP {:#x}", UndefineFlags::BACKUP.bits())));
+    for (name, _) in NAMES {
+        assert!(page.contains(&format!("`{name}`")), "docs/API.md lacks the parameter {name}");
+    }
+    for (name, _) in DISK_NAMES {
+        assert!(
+            page.contains(&format!("`.{name}`")) || page.contains(&format!("`disk.N.{name}`")),
+            "docs/API.md lacks disk.N.{name}"
+        );
+    }
+    for state in JobState::ALL {
+        assert!(page.contains(&state.as_str().to_uppercase()), "docs/API.md lacks the state {state}");
     }
 }
