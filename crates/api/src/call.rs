@@ -98,7 +98,7 @@ pub struct DomainRecord {
 /// The backup API. Each method is one function of the proposal, whose C name its first line gives.
 ///
 /// Errors that every call can give are not repeated: `Permission`, `Auth`, `Unavailable`, `Internal`. Flags cannot be
-/// unknown here (see [`flags`](crate::flags)), but they can contradict each other: `Flag`.
+/// unknown here (their types cannot hold what they do not know), but they can contradict each other: `Flag`.
 pub trait BackupApi: Send + Sync {
     /// `virDomainBackupCreateXML`: takes a point in time of the domain and reads it into the document's targets.
     ///
@@ -161,7 +161,7 @@ pub trait BackupApi: Send + Sync {
     /// `virBackupFree`: lets go of the handle, never of the backup or of its job. Nothing can go wrong with that, nor
     /// does anything have to be done: dropping the handle is the same. The proposal returns 0.
     fn release(&self, backup: Backup) {
-        drop(backup);
+        let Backup(_) = backup;
     }
 
     /// `virBackupGetXMLDesc`: the description, which [`BackupApi::restore`] takes. The proposal returns text that the

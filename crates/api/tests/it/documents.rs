@@ -27,8 +27,8 @@ fn libvirt(text: &str) -> LibvirtBackup {
 
 fn written(backup: &DomainBackup) -> String {
     let mut out = Vec::new();
-    backup.write(&mut out).unwrap();
-    String::from_utf8(out).unwrap()
+    backup.write(&mut out).expect("writing into memory");
+    String::from_utf8(out).expect("UTF-8")
 }
 
 /// What is said about a document that is refused.

@@ -15,7 +15,7 @@ fn file(target: &str, path: &str) -> NewDisk {
 }
 
 fn clone(disks: Vec<NewDisk>) -> NewDomain {
-    NewDomain { name: "web02".into(), uuid: NEW_UUID.parse().unwrap(), disks, nvram: None }
+    NewDomain { name: "web02".into(), uuid: NEW_UUID.parse().expect("a uuid"), disks, nvram: None }
 }
 
 fn web02() -> NewDomain {
