@@ -5,7 +5,7 @@
 
 use super::error::{DomainFault, Refuse, Step};
 use super::{attribute, children};
-use crate::xml::Element;
+use crate::xml::{Element, short};
 
 /// Character devices, which can be bound to a path.
 const CHARACTER_DEVICES: [&str; 4] = ["serial", "parallel", "console", "channel"];
@@ -21,7 +21,7 @@ pub(super) fn refuse(root: &Element<'_>) -> Step<()> {
         let local = child.name.rsplit(':').next().unwrap_or_default();
         if matches!(local, "commandline" | "override") {
             let why = "libvirt does not know what such arguments open (disks, sockets); remove it";
-            return shared(child, &format!("<{}>", child.name), why);
+            return shared(child, &format!("<{}>", short(child.name)), why);
         }
     }
     for loader in children(root, "os").flat_map(|os| children(os, "loader")) {
@@ -51,7 +51,7 @@ fn device(device: &Element<'_>) -> Step<()> {
                 Some(path) => {
                     let why =
                         "the second domain would take the path from the first; remove <source> or <log>";
-                    shared(device, &format!("a <{name}> at {path}"), why)
+                    shared(device, &format!("a <{name}> at {}", short(path)), why)
                 }
                 None => Ok(()),
             }

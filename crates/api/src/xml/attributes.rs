@@ -70,20 +70,20 @@ pub(crate) fn read(document: &str, start: usize, end: usize) -> Read<Vec<Attribu
         }
         let equals = skip(name_end, is_space);
         if equals == end || bytes[equals] != b'=' {
-            return malformed(name_at, format!("attribute {name} has no value"));
+            return malformed(name_at, format!("attribute {} has no value", short(name)));
         }
         let quote = skip(equals + 1, is_space);
         if quote == end || !matches!(bytes[quote], b'"' | b'\'') {
-            return malformed(name_at, format!("the value of attribute {name} has no quotes"));
+            return malformed(name_at, format!("the value of attribute {} has no quotes", short(name)));
         }
         let length = document[quote + 1..end].find(char::from(bytes[quote]));
         let Some(length) = length else {
-            return malformed(name_at, format!("the value of attribute {name} has no end"));
+            return malformed(name_at, format!("the value of attribute {} has no end", short(name)));
         };
         let value_at = quote + 1..quote + 1 + length;
         at = value_at.end + 1;
         if found.iter().any(|other| other.name == name) {
-            return malformed(name_at, format!("attribute {name} is there twice"));
+            return malformed(name_at, format!("attribute {} is there twice", short(name)));
         }
         if found.len() == ATTRIBUTES_MAX {
             return malformed(name_at, format!("an element has more than {ATTRIBUTES_MAX} attributes"));
@@ -96,7 +96,7 @@ pub(crate) fn read(document: &str, start: usize, end: usize) -> Read<Vec<Attribu
 fn value(document: &str, span: &Range<usize>, name: &str) -> Read<String> {
     let raw = &document[span.clone()];
     if raw.contains('<') {
-        return malformed(span.start, format!("`<` in the value of attribute {name}"));
+        return malformed(span.start, format!("`<` in the value of attribute {}", short(name)));
     }
     let attribute = Raw { key: QName(name), value: Cow::Borrowed(raw) };
     match attribute.normalized_value(XmlVersion::Explicit1_0) {
@@ -107,7 +107,7 @@ fn value(document: &str, span: &Range<usize>, name: &str) -> Read<String> {
         Err(quick_xml::Error::Escape(EscapeError::UnrecognizedEntity(_, entity))) => {
             Err(XmlFault::Entity(short(&entity)).at(span.start))
         }
-        Err(error) => malformed(span.start, error.to_string()),
+        Err(error) => malformed(span.start, short(&error.to_string())),
     }
 }
 

@@ -12,7 +12,7 @@ use quick_xml::events::Event;
 use quick_xml::{Reader, XmlVersion};
 
 use super::attributes::{self, Attribute, is_name, short};
-use super::error::{Read, XmlFault};
+use super::error::{Fault, Read, XmlFault};
 
 /// What a document may cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +51,13 @@ pub(crate) fn is_char(c: char) -> bool {
     matches!(c, '\t' | '\n' | '\r' | ' '..='\u{fffd}' | '\u{10000}'..)
 }
 
+/// The byte order mark.
+const MARK: char = '\u{feff}';
+
+fn outside(at: usize) -> Fault {
+    XmlFault::Malformed("there is text outside of the root".to_owned()).at(at)
+}
+
 /// Reads a document.
 pub(crate) fn read(document: &str, limits: Limits) -> Read<Element<'_>> {
     if document.len() > limits.bytes {
@@ -59,8 +66,12 @@ pub(crate) fn read(document: &str, limits: Limits) -> Read<Element<'_>> {
     if let Some((at, bad)) = document.char_indices().find(|(_, c)| !is_char(*c)) {
         return Err(XmlFault::Character(bad).at(at));
     }
-    // A byte order mark is no part of the document, but of the places in it.
-    let start = if document.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 };
+    // A byte order mark is no part of the document, but of the places in it. The library would drop a second one without
+    // counting it, and all places after it would be wrong.
+    let start = if document.starts_with(MARK) { MARK.len_utf8() } else { 0 };
+    if document[start..].starts_with(MARK) {
+        return Err(outside(start));
+    }
     let mut reader = Reader::from_str(&document[start..]);
     reader.config_mut().check_comments = true;
     let mut builder = Builder { document, limits, open: Vec::new(), root: None, nodes: 0 };
@@ -70,7 +81,7 @@ pub(crate) fn read(document: &str, limits: Limits) -> Read<Element<'_>> {
             Ok(event) => event,
             Err(error) => {
                 let place = usize::try_from(reader.error_position()).map_or(at, |place| start + place);
-                return Err(XmlFault::Malformed(error.to_string()).at(place));
+                return Err(XmlFault::Malformed(short(&error.to_string())).at(place));
             }
         };
         let end = usize::try_from(reader.buffer_position()).map_or(at, |place| start + place);
@@ -202,7 +213,7 @@ impl<'a> Builder<'a> {
 
     fn finish(self, end: usize) -> Read<Element<'a>> {
         if let Some(element) = self.open.last() {
-            let what = format!("<{}> is not closed", element.name);
+            let what = format!("<{}> is not closed", short(element.name));
             return Err(XmlFault::Malformed(what).at(element.outer.start));
         }
         self.root.ok_or_else(|| XmlFault::Malformed("there is no element".to_owned()).at(end))
@@ -218,6 +229,6 @@ fn resolve(reference: &quick_xml::events::BytesRef<'_>, span: &Range<usize>) -> 
         Ok(Some(c)) if is_char(c) => Ok(c.to_string()),
         Ok(Some(c)) => Err(XmlFault::Character(c).at(span.start)),
         Ok(None) => Err(XmlFault::Entity(short(reference)).at(span.start)),
-        Err(error) => Err(XmlFault::Malformed(error.to_string()).at(span.start)),
+        Err(error) => Err(XmlFault::Malformed(short(&error.to_string())).at(span.start)),
     }
 }

@@ -111,6 +111,7 @@ fn what_is_almost_xml_is_refused() {
         ("text", "text outside of the root"),
         ("<domainbackup/><domainbackup/>", "more than one root"),
         ("<domainbackup/>x", "text outside of the root"),
+        ("\u{feff}\u{feff}<domainbackup/>", "text outside of the root"),
         ("<domainbackup>", "<domainbackup> is not closed"),
         ("<domainbackup></domainbackup", "not closed"),
         ("<domainbackup></a>", "expected `</domainbackup>`"),
@@ -145,8 +146,17 @@ fn a_fault_is_found_by_line_and_column_in_characters() {
 
 #[test]
 fn a_long_name_is_cut_in_the_message() {
-    let text = format!("<domainbackup><{}/></domainbackup>", "x".repeat(100_000));
-    assert!(Document::parse(&text).unwrap_err().to_string().len() < 400);
+    let name = "x".repeat(100_000);
+    for inner in [
+        format!("<{name}/>"),
+        format!("</{name}>"),
+        format!("&{name};"),
+        format!("<a {name}/>"),
+        format!("<uuid>{name}</uuid>"),
+    ] {
+        let error = Document::parse(&format!("<domainbackup>{inner}</domainbackup>")).unwrap_err();
+        assert!(error.to_string().len() < 400, "{error}");
+    }
 }
 
 /// Every fixture, and every seed that fuzzing begins with.
