@@ -1,7 +1,7 @@
 //! The public face of Aquifer: the backup API that was proposed to libvirt, its words and its documents.
 //!
 //! * [`BackupApi`] is the proposal's calls as a trait, with its [flags](CreateFlags), [errors](Error),
-//!   [job states](JobState) and [typed parameters](Parameters).
+//!   [job states](JobState) and [typed parameters](parameters).
 //! * [`xml`] reads and writes `<domainbackup>` in the proposal's dialect and in libvirt's; [`request`] is what each call
 //!   makes of such a document.
 //! * [`domain`] makes the definition of a second domain out of the first one's.
@@ -19,7 +19,7 @@ pub mod conformance;
 pub mod domain;
 mod error;
 mod flags;
-mod parameters;
+pub mod parameters;
 pub mod request;
 mod state;
 pub mod xml;
@@ -30,5 +30,5 @@ pub use flags::{
     CreateFlags, DeleteFlags, FinishFlags, FlagError, ListFlags, ReservedFlags, RestoreFlags, TargetFlags,
     UndefineFlags, XmlFlags,
 };
-pub use parameters::{DISK_NAMES, NAME_BYTES_MAX, NAMES, Parameter, ParameterError, Parameters, Type, Value};
+pub use parameters::{Parameters, Value};
 pub use state::{IllegalTransition, JobState, UnknownState};

@@ -111,65 +111,62 @@ impl BackupRequest {
                 }
             })?;
             something_is_left(&root)?;
-            let pull =
-                root.attributes.iter().find(|one| one.name == "mode").filter(|one| one.value == "pull");
-            match (start, dialect, pull) {
-                (Start::Managed, _, Some(mode)) => {
-                    let why = "a pull is read by somebody else: start it as an unmanaged backup";
-                    return Err(XmlFault::Misplaced { what: "mode='pull'".to_owned(), call, why }.at(mode.at));
-                }
-                (Start::Unmanaged, Dialect::Libvirt, None) => {
-                    let why =
-                        "nobody would read the exports: write mode='pull', or start it as a managed backup";
-                    return Err(
-                        XmlFault::Misplaced { what: "mode='push'".to_owned(), call, why }.at(root.at())
-                    );
-                }
-                _ => {}
-            }
+            fits(&root, dialect, start, call)?;
             Ok(match dialect {
-                Dialect::Proposal => BackupRequest::from(DomainBackup::read(root, text)?),
-                Dialect::Libvirt => BackupRequest::from(LibvirtBackup::read(root)?),
+                Dialect::Proposal => from_proposal(DomainBackup::read(root, text)?),
+                Dialect::Libvirt => from_libvirt(LibvirtBackup::read(root)?),
             })
         })
     }
 }
 
-impl From<DomainBackup> for BackupRequest {
-    fn from(backup: DomainBackup) -> Self {
-        let disk = |disk: BackupDisk| DiskRequest {
-            name: disk.name,
-            excluded: disk.excluded,
-            mode: disk.mode,
-            target: disk.target,
-            ..DiskRequest::default()
-        };
-        BackupRequest {
-            uuid: backup.uuid,
-            description: backup.description,
-            parent: backup.parent.map_or(Parent::Newest, Parent::Backup),
-            method: backup.method,
-            target: backup.target,
-            disks: listed(backup.disks, disk),
-            ..BackupRequest::default()
+/// Refuses a pull that is to be managed, and a push that is not.
+fn fits(root: &Element<'_>, dialect: Dialect, start: Start, call: &'static str) -> Read<()> {
+    let mode = root.attributes.iter().find(|one| one.name == "mode");
+    let (what, why, at) = match (start, dialect, mode.filter(|mode| mode.value == "pull")) {
+        (Start::Managed, _, Some(mode)) => {
+            ("mode='pull'", "a pull is read by somebody else: start it as an unmanaged backup", mode.at)
         }
+        (Start::Unmanaged, Dialect::Libvirt, None) => {
+            let why = "nobody would read the exports: write mode='pull', or start it as a managed backup";
+            ("mode='push'", why, root.at())
+        }
+        _ => return Ok(()),
+    };
+    Err(XmlFault::Misplaced { what: what.to_owned(), call, why }.at(at))
+}
+
+fn from_proposal(backup: DomainBackup) -> BackupRequest {
+    let disk = |disk: BackupDisk| DiskRequest {
+        name: disk.name,
+        excluded: disk.excluded,
+        mode: disk.mode,
+        target: disk.target,
+        ..DiskRequest::default()
+    };
+    BackupRequest {
+        uuid: backup.uuid,
+        description: backup.description,
+        parent: backup.parent.map_or(Parent::Newest, Parent::Backup),
+        method: backup.method,
+        target: backup.target,
+        disks: listed(backup.disks, disk),
+        ..BackupRequest::default()
     }
 }
 
-impl From<LibvirtBackup> for BackupRequest {
-    fn from(backup: LibvirtBackup) -> Self {
-        let (pull, server) = match backup.mode {
-            Mode::Push => (false, None),
-            Mode::Pull(server) => (true, server),
-        };
-        let mode = if backup.incremental.is_some() { BackupMode::Incremental } else { BackupMode::Full };
-        BackupRequest {
-            parent: backup.incremental.map_or(Parent::Newest, Parent::Checkpoint),
-            server,
-            mode: Some(mode),
-            disks: listed(backup.disks, |disk| from_libvirt(disk, pull)),
-            ..BackupRequest::default()
-        }
+fn from_libvirt(backup: LibvirtBackup) -> BackupRequest {
+    let (pull, server) = match backup.mode {
+        Mode::Push => (false, None),
+        Mode::Pull(server) => (true, server),
+    };
+    let mode = if backup.incremental.is_some() { BackupMode::Incremental } else { BackupMode::Full };
+    BackupRequest {
+        parent: backup.incremental.map_or(Parent::Newest, Parent::Checkpoint),
+        server,
+        mode: Some(mode),
+        disks: listed(backup.disks, |disk| from_libvirt_disk(disk, pull)),
+        ..BackupRequest::default()
     }
 }
 
@@ -178,7 +175,7 @@ fn listed<D, R>(disks: Option<Vec<D>>, request: impl Fn(D) -> R) -> Option<Vec<R
     disks.filter(|disks| !disks.is_empty()).map(|disks| disks.into_iter().map(request).collect())
 }
 
-fn from_libvirt(disk: LibvirtDisk, pull: bool) -> DiskRequest {
+fn from_libvirt_disk(disk: LibvirtDisk, pull: bool) -> DiskRequest {
     let target = match (pull, &disk.image.place) {
         (true, _) | (false, ImagePlace::File(None)) => None,
         // libvirt writes qcow2 where the document does not say.

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use aquifer_api::parameters::{DISK_NAMES, NAMES};
 use aquifer_api::xml::Document;
 use aquifer_api::{
     CreateFlags, DISK_NAMES, DeleteFlags, FinishFlags, JobState, ListFlags, NAMES, RestoreFlags, TargetFlags,
