@@ -7,8 +7,8 @@ use std::process::Command;
 use aquifer_api::parameters::{DISK_NAMES, NAMES};
 use aquifer_api::xml::Document;
 use aquifer_api::{
-    CreateFlags, DISK_NAMES, DeleteFlags, FinishFlags, JobState, ListFlags, NAMES, RestoreFlags, TargetFlags,
-    UndefineFlags, XmlFlags,
+    CreateFlags, DeleteFlags, FinishFlags, JobState, ListFlags, RestoreFlags, TargetFlags, UndefineFlags,
+    XmlFlags,
 };
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
