@@ -1,6 +1,6 @@
 //! `dumpxml`: a backup's description as the backup API writes it.
 
-use aquifer_api::{BackupDisk, DomainBackup, Target};
+use aquifer_api::xml::{BackupDisk, DomainBackup, Target};
 use aquifer_engine::repository::format::Record;
 use aquifer_engine::{Error, Kind, Result};
 
@@ -23,17 +23,21 @@ pub(crate) async fn run(context: &Context, backup: &str) -> Result<()> {
 
 fn describe(record: Record, store: &str) -> DomainBackup {
     DomainBackup {
-        uuid: record.backup,
-        creation_time: i64::try_from(record.created_ms / 1000).unwrap_or(i64::MAX),
+        uuid: Some(record.backup),
+        creation_time: Some(i64::try_from(record.created_ms / 1000).unwrap_or(i64::MAX)),
         description: Some(record.description).filter(|text| !text.is_empty()),
         parent: record.parent,
-        disks: record
-            .disks
-            .into_iter()
-            .map(|disk| BackupDisk {
-                name: disk.name,
-                target: Target::ChunkStore { store: store.to_owned() },
-            })
-            .collect(),
+        disks: Some(
+            record
+                .disks
+                .into_iter()
+                .map(|disk| BackupDisk {
+                    name: disk.name,
+                    target: Some(Target::ChunkStore { store: store.to_owned(), namespace: None }),
+                    ..BackupDisk::default()
+                })
+                .collect(),
+        ),
+        ..DomainBackup::default()
     }
 }
