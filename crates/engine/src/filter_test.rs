@@ -31,6 +31,12 @@ const PIECE_BYTES: u64 = 64 << 10;
 const READ_BYTES: u64 = 256 << 10;
 /// Disks that are tested, one after the other.
 const ROUNDS: u32 = 4;
+/// How often the snapshot of each is read.
+const PASSES: u64 = 3;
+/// Requests of the readers at one time: what goes wrong goes wrong between the two halves of an answer, so there must be
+/// many of them.
+const READERS: u64 = 8;
+const WRITERS: u32 = 4;
 /// What the writers write where they do not write zeroes; no piece holds it.
 const OVERWRITTEN: u8 = 0xff;
 /// Until the storage daemon must answer.
@@ -197,31 +203,32 @@ impl StorageDaemon {
         Ok(Client::connect(&uri, &ClientOptions { writable, ..ClientOptions::default() }).await?)
     }
 
-    /// Reads the snapshot twice while the disk is overwritten.
+    /// Reads the snapshot while the disk is overwritten.
     async fn round(&self, seed: u32) -> Result<FilterVerdict> {
         let (stop, writes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let mut writers = JoinSet::new();
-        for writer in 0..4 {
+        for writer in 0..WRITERS {
             let (client, stop, writes) =
                 (self.client("filter", true).await?, Arc::clone(&stop), Arc::clone(&writes));
-            writers.spawn(overwrite(client, u64::from(seed * 4 + writer), stop, writes));
+            writers.spawn(overwrite(client, u64::from(seed * WRITERS + writer), stop, writes));
         }
         let reader = self.client("snapshot", false).await?;
-        let read = async {
-            let mut wrong_blocks = 0;
-            for _ in 0..2 {
-                wrong_blocks += compare(&reader).await?;
-            }
-            Ok::<_, Error>(wrong_blocks)
-        };
-        let wrong_blocks = read.await;
+        let mut readers = JoinSet::new();
+        for part in 0..READERS {
+            readers.spawn(compare(reader.clone(), part));
+        }
+        let mut wrong_blocks = Ok(0);
+        while let Some(ended) = readers.join_next().await {
+            let found = ended.map_err(|error| Error::caused(Kind::Internal, error)).flatten();
+            wrong_blocks = wrong_blocks.and_then(|sum| Ok::<u64, Error>(sum + found?));
+        }
         stop.store(true, Ordering::Relaxed);
         while let Some(ended) = writers.join_next().await {
             ended.map_err(|error| Error::caused(Kind::Internal, error))??;
         }
         Ok(FilterVerdict {
             writes: writes.load(Ordering::Relaxed),
-            read_bytes: 2 * DISK_BYTES,
+            read_bytes: PASSES * DISK_BYTES,
             wrong_blocks: wrong_blocks?,
         })
     }
@@ -284,11 +291,13 @@ async fn overwrite(client: Client, seed: u64, stop: Arc<AtomicBool>, writes: Arc
     Ok(())
 }
 
-/// Reads the snapshot and counts the blocks of 4 KiB that are not what they were.
-async fn compare(client: &Client) -> Result<u64> {
+/// Reads one part of the snapshot and counts the blocks of 4 KiB that are not what they were.
+async fn compare(client: Client, part: u64) -> Result<u64> {
     let mut wrong_blocks = 0;
-    for offset in (0..DISK_BYTES).step_by(usize::try_from(READ_BYTES).unwrap_or(1)) {
-        let mut read = client.read(offset, vec![0; usize::try_from(READ_BYTES).unwrap_or(0)]).await?;
+    for request in (part..PASSES * DISK_BYTES / READ_BYTES).step_by(usize::try_from(READERS).unwrap_or(1)) {
+        let offset = request * READ_BYTES % DISK_BYTES;
+        let buffer = vec![0; usize::try_from(READ_BYTES).unwrap_or(0)];
+        let mut read = client.read(offset, buffer).await?;
         read.zero_holes();
         for (number, block) in (0..).zip(read.buffer.chunks(4096)) {
             let expected = byte_at(offset + number * 4096);
