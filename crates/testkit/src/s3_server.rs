@@ -1,0 +1,126 @@
+//! A real S3 server to store in: moto, over HTTP, in a process of its own, with its objects in memory.
+//!
+//! `scripts/moto.sh` installs it into the cache folder (`make deps` runs that). Without credentials being asked for it
+//! takes any; [`S3Server::guard`] turns its checks of signatures and rights on.
+
+use std::env;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::process::{Daemon, wait_for};
+use crate::tools::cache_dir;
+
+/// Hard limit of a server's life.
+const LIFE: Duration = Duration::from_secs(900);
+/// From the start of the server to its first answer: Python takes its time on a busy machine.
+const SERVING_WITHIN: Duration = Duration::from_secs(120);
+
+/// An access key with its secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessKey {
+    /// The public part.
+    pub id: String,
+    /// The secret part.
+    pub secret: String,
+}
+
+/// A server that answers.
+#[derive(Debug)]
+pub struct S3Server {
+    daemon: Daemon,
+    address: SocketAddr,
+}
+
+impl S3Server {
+    /// Starts moto; what it prints goes to `folder/moto.log`.
+    pub fn start(folder: &Path) -> Result<S3Server> {
+        let program = match env::var_os("AQUIFER_MOTO_SERVER") {
+            Some(program) => program.into(),
+            None => cache_dir()?.join("moto/bin/moto_server"),
+        };
+        ensure!(program.exists(), "{} is missing: `make deps` installs it", program.display());
+        let mut command = Command::new(program);
+        command.args(["-H", "127.0.0.1", "-p", "0"]).env("PYTHONUNBUFFERED", "1");
+        // Its own SDK must not find this machine's configuration.
+        command.env("AWS_EC2_METADATA_DISABLED", "true").env("AWS_CONFIG_FILE", "/dev/null");
+        let mut daemon = Daemon::spawn(&command, &folder.join("moto.log"), LIFE)?;
+        let address = wait_for("moto's address", SERVING_WITHIN, || {
+            daemon.ensure_running()?;
+            let messages = daemon.messages();
+            let address = messages.split("Running on http://").nth(1).and_then(|rest| rest.lines().next());
+            Ok(address.and_then(|address| address.trim().parse().ok()))
+        })?;
+        Ok(S3Server { daemon, address })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The process.
+    pub fn process(&mut self) -> &mut Daemon {
+        &mut self.daemon
+    }
+
+    /// Makes a bucket.
+    pub fn make_bucket(&self, name: &str) -> Result<()> {
+        self.ask("PUT", &format!("/{name}"), "s3", "").map(drop)
+    }
+
+    /// Stores an object under any name, already percent-encoded.
+    pub fn put(&self, bucket: &str, name: &str, body: &str) -> Result<()> {
+        self.ask("PUT", &format!("/{bucket}/{name}"), "s3", body).map(drop)
+    }
+
+    /// Makes a user who may do these actions (`s3:PutObject`) with everything, and returns a key of theirs.
+    pub fn make_user(&self, name: &str, actions: &[&str]) -> Result<AccessKey> {
+        let iam = |query: &str| {
+            self.ask("POST", "/", "iam", &format!("Version=2010-05-08&UserName={name}&{query}"))
+        };
+        iam("Action=CreateUser")?;
+        let actions: Vec<String> = actions.iter().map(|action| format!("%22{action}%22")).collect();
+        let statement = format!(
+            "%7B%22Effect%22:%22Allow%22,%22Action%22:[{}],%22Resource%22:%22*%22%7D",
+            actions.join(",")
+        );
+        let document = format!("%7B%22Version%22:%222012-10-17%22,%22Statement%22:[{statement}]%7D");
+        iam(&format!("Action=PutUserPolicy&PolicyName=only&PolicyDocument={document}"))?;
+        let made = iam("Action=CreateAccessKey")?;
+        let element = |name: &str| -> Result<String> {
+            let rest = made.split(&format!("<{name}>")).nth(1).with_context(|| made.clone())?;
+            Ok(rest.split('<').next().unwrap_or_default().to_owned())
+        };
+        Ok(AccessKey { id: element("AccessKeyId")?, secret: element("SecretAccessKey")? })
+    }
+
+    /// From now on signatures and rights are checked.
+    pub fn guard(&self) -> Result<()> {
+        self.ask("POST", "/moto-api/reset-auth", "s3", "0").map(drop)
+    }
+
+    /// One request that must succeed, and the body of its answer.
+    fn ask(&self, method: &str, path: &str, service: &str, body: &str) -> Result<String> {
+        let mut stream = TcpStream::connect(self.address)?;
+        stream.set_read_timeout(Some(SERVING_WITHIN))?;
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Length: {}\r\n\
+             Content-Type: application/x-www-form-urlencoded\r\n\
+             Authorization: AWS4-HMAC-SHA256 Credential=test/20250101/us-east-1/{service}/aws4_request, \
+             SignedHeaders=host, Signature=0\r\n\r\n{body}",
+            self.address,
+            body.len()
+        );
+        stream.write_all(request.as_bytes())?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+        ensure!(head.starts_with("HTTP/1.1 200 "), "moto refused {method} {path}: {answer}");
+        Ok(body.to_owned())
+    }
+}
