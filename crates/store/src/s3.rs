@@ -57,7 +57,8 @@ impl S3 {
     pub async fn open(settings: S3Settings) -> Result<Self> {
         let client = connect::client(&settings).await?;
         let pace = Pace::new(settings.requests_per_second);
-        let patience = Patience { attempts: FIRST_ATTEMPTS.min(settings.patience.attempts), ..settings.patience };
+        let patience =
+            Patience { attempts: FIRST_ATTEMPTS.min(settings.patience.attempts), ..settings.patience };
         let store = Self { client, settings, pace };
         store.first_name(patience).await?;
         Ok(store)
@@ -202,7 +203,10 @@ async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Attempt<T>
 }
 
 fn this_clock() -> SystemTime {
-    #[expect(clippy::disallowed_methods, reason = "it is this host's clock that is compared with the server's")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "it is this host's clock that is compared with the server's"
+    )]
     SystemTime::now()
 }
 

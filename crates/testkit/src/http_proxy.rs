@@ -23,6 +23,8 @@ pub enum Fault {
     LoseAnswer,
     /// The server's answer ends after so many bytes of its body.
     CutAnswer(usize),
+    /// Passed on without this header, given in lower case: the server never learns of it.
+    Without(&'static str),
     /// Never answered; the server never sees it.
     Silence,
     /// Not passed on either; the connection ends at once.
@@ -123,10 +125,14 @@ fn serve(client: &TcpStream, server: SocketAddr, shared: &Shared) -> io::Result<
         Some(Fault::Answer(status, lines, text)) => answer(client, status, &lines, &text)?,
         Some(Fault::Silence) => drop(reader.read(&mut [0])),
         Some(Fault::Drop) => {}
+        Some(Fault::Without(header)) => {
+            (&*client).write_all(&forward(server, &without(&head, header), &body)?)?
+        }
         Some(Fault::LoseAnswer) => drop(forward(server, &head, &body)?),
         Some(Fault::CutAnswer(bytes)) => {
             let whole = forward(server, &head, &body)?;
-            let start = whole.windows(4).position(|four| four == b"\r\n\r\n").map_or(whole.len(), |at| at + 4);
+            let start =
+                whole.windows(4).position(|four| four == b"\r\n\r\n").map_or(whole.len(), |at| at + 4);
             (&*client).write_all(&whole[..whole.len().min(start + bytes)])?;
         }
         None => (&*client).write_all(&forward(server, &head, &body)?)?,
@@ -162,18 +168,18 @@ fn note(shared: &Shared, head: &str, body_bytes: usize) -> Option<Fault> {
 fn forward(server: SocketAddr, head: &str, body: &[u8]) -> io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect(server)?;
     stream.set_read_timeout(Some(SILENCE))?;
-    let mut passed = String::new();
-    for line in head.trim_end().split("\r\n") {
-        let name = line.split(':').next().unwrap_or_default().to_lowercase();
-        if !matches!(name.as_str(), "connection" | "expect") {
-            passed = format!("{passed}{line}\r\n");
-        }
-    }
-    stream.write_all(format!("{passed}Connection: close\r\n\r\n").as_bytes())?;
+    let head = without(&without(head, "connection"), "expect");
+    stream.write_all(format!("{}\r\nConnection: close\r\n\r\n", head.trim_end()).as_bytes())?;
     stream.write_all(body)?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
     Ok(answer)
+}
+
+/// The head without a header, which is given in lower case.
+fn without(head: &str, header: &str) -> String {
+    let named = |line: &&str| line.split(':').next().unwrap_or_default().eq_ignore_ascii_case(header);
+    head.split_inclusive("\r\n").filter(|line| !named(line)).collect()
 }
 
 fn answer(mut client: &TcpStream, status: u16, lines: &[String], text: &str) -> io::Result<()> {
@@ -196,7 +202,8 @@ fn read_head(reader: &mut impl BufRead) -> io::Result<String> {
 
 fn content_length(head: &str) -> usize {
     let lengths = head.lines().filter_map(|line| line.split_once(':'));
-    let length = lengths.filter(|(name, _)| name.eq_ignore_ascii_case("content-length")).map(|(_, value)| value);
+    let length =
+        lengths.filter(|(name, _)| name.eq_ignore_ascii_case("content-length")).map(|(_, value)| value);
     length.last().and_then(|value| value.trim().parse().ok()).unwrap_or(0)
 }
 
@@ -244,8 +251,17 @@ mod tests {
         assert!(ask(&proxy, "/a").ends_with("\r\n\r\n12345"));
         assert!(ask(&proxy, "/b").ends_with("\r\n\r\n12"));
         let seen = proxy.seen();
-        assert_eq!(seen.iter().map(|seen| seen.target.as_str()).collect::<Vec<_>>(), ["/a", "/a", "/a", "/b"]);
+        assert_eq!(
+            seen.iter().map(|seen| seen.target.as_str()).collect::<Vec<_>>(),
+            ["/a", "/a", "/a", "/b"]
+        );
         assert!(seen.iter().all(|seen| seen.body_bytes == 5));
+    }
+
+    #[test]
+    fn a_header_is_taken_out_and_no_other() {
+        let head = "PUT / HTTP/1.1\r\nHost: x\r\nIf-None-Match: *\r\n\r\n";
+        assert_eq!(without(head, "if-none-match"), "PUT / HTTP/1.1\r\nHost: x\r\n\r\n");
     }
 
     #[test]

@@ -3,10 +3,9 @@
 //! `scripts/moto.sh` installs it into the cache folder (`make deps` runs that). Without credentials being asked for it
 //! takes any; [`S3Server::guard`] turns its checks of signatures and rights on.
 
-use std::env;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -19,6 +18,22 @@ use crate::tools::cache_dir;
 const LIFE: Duration = Duration::from_secs(900);
 /// From the start of the server to its first answer: Python takes its time on a busy machine.
 const SERVING_WITHIN: Duration = Duration::from_secs(120);
+
+/// Where it listens: on a free port.
+const LISTEN: [&str; 4] = ["-H", "127.0.0.1", "-p", "0"];
+
+/// Makes objects in the server's memory, then serves.
+const FILL: &str = "\
+import sys
+from moto.s3.models import s3_backends
+from moto.server import main
+bucket, prefix, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+backend = s3_backends['123456789012']['aws']
+backend.create_bucket(bucket, 'us-east-1')
+for number in range(count):
+    backend.put_object(bucket, f'{prefix}{number:016x}', b'abc')
+main(sys.argv[4:])
+";
 
 /// An access key with its secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,20 +54,33 @@ pub struct S3Server {
 impl S3Server {
     /// Starts moto; what it prints goes to `folder/moto.log`.
     pub fn start(folder: &Path) -> Result<S3Server> {
-        let program = match env::var_os("AQUIFER_MOTO_SERVER") {
-            Some(program) => program.into(),
-            None => cache_dir()?.join("moto/bin/moto_server"),
-        };
-        ensure!(program.exists(), "{} is missing: `make deps` installs it", program.display());
-        let mut command = Command::new(program);
-        command.args(["-H", "127.0.0.1", "-p", "0"]).env("PYTHONUNBUFFERED", "1");
+        S3Server::run(folder, Command::new(program("moto_server")?).args(LISTEN))
+    }
+
+    /// Starts moto with TLS: the server's certificate and its key as PEM files.
+    pub fn start_tls(folder: &Path, certificate: &Path, key: &Path) -> Result<S3Server> {
+        let mut command = Command::new(program("moto_server")?);
+        S3Server::run(folder, command.args(LISTEN).arg("-s").arg("-c").arg(certificate).arg("-k").arg(key))
+    }
+
+    /// Starts moto with `objects` objects of three bytes in `bucket`, named `PREFIX` and a number of 16 hex digits from
+    /// zero on. They are made inside the server, which takes a fraction of the time that requests would.
+    pub fn start_filled(folder: &Path, bucket: &str, prefix: &str, objects: u64) -> Result<S3Server> {
+        let mut command = Command::new(program("python3")?);
+        command.arg("-c").arg(FILL).arg(bucket).arg(prefix).arg(objects.to_string()).args(LISTEN);
+        S3Server::run(folder, &mut command)
+    }
+
+    fn run(folder: &Path, command: &mut Command) -> Result<S3Server> {
+        command.env("PYTHONUNBUFFERED", "1");
         // Its own SDK must not find this machine's configuration.
         command.env("AWS_EC2_METADATA_DISABLED", "true").env("AWS_CONFIG_FILE", "/dev/null");
-        let mut daemon = Daemon::spawn(&command, &folder.join("moto.log"), LIFE)?;
+        let mut daemon = Daemon::spawn(command, &folder.join("moto.log"), LIFE)?;
         let address = wait_for("moto's address", SERVING_WITHIN, || {
             daemon.ensure_running()?;
             let messages = daemon.messages();
-            let address = messages.split("Running on http://").nth(1).and_then(|rest| rest.lines().next());
+            let address = messages.split("Running on http").nth(1).and_then(|rest| rest.lines().next());
+            let address = address.and_then(|address| address.trim_start_matches('s').strip_prefix("://"));
             Ok(address.and_then(|address| address.trim().parse().ok()))
         })?;
         Ok(S3Server { daemon, address })
@@ -104,7 +132,7 @@ impl S3Server {
         self.ask("POST", "/moto-api/reset-auth", "s3", "0").map(drop)
     }
 
-    /// One request that must succeed, and the body of its answer.
+    /// One plain request that must succeed, and the body of its answer.
     fn ask(&self, method: &str, path: &str, service: &str, body: &str) -> Result<String> {
         let mut stream = TcpStream::connect(self.address)?;
         stream.set_read_timeout(Some(SERVING_WITHIN))?;
@@ -123,4 +151,11 @@ impl S3Server {
         ensure!(head.starts_with("HTTP/1.1 200 "), "moto refused {method} {path}: {answer}");
         Ok(body.to_owned())
     }
+}
+
+/// A program of moto's Python environment.
+fn program(name: &str) -> Result<PathBuf> {
+    let program = cache_dir()?.join("moto/bin").join(name);
+    ensure!(program.exists(), "{} is missing: `make deps` installs it", program.display());
+    Ok(program)
 }

@@ -17,6 +17,7 @@ mod nbd_source;
 mod packaging;
 mod quiesce;
 mod rig;
+mod s3;
 mod self_healing;
 mod tidy;
 

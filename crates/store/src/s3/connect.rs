@@ -5,10 +5,14 @@
 //!
 //! Invariant: no answer makes the client hold more than a bound that is known before it is read.
 
+use std::path::Path;
 use std::time::Duration;
 
+use aws_config::environment::EnvironmentVariableRegionProvider;
 use aws_config::meta::region::RegionProviderChain;
+use aws_config::profile::{ProfileFileCredentialsProvider, ProfileFileRegionProvider};
 use aws_config::{BehaviorVersion, ConfigLoader, Region};
+use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::interceptors::BeforeDeserializationInterceptorContextMut;
 use aws_sdk_s3::config::retry::RetryConfig;
@@ -49,6 +53,9 @@ pub(super) async fn client(settings: &S3Settings) -> Result<Client> {
     if let Some(profile) = &settings.profile {
         loader = loader.profile_name(profile);
     }
+    if let Some(file) = &settings.credentials_file {
+        loader = loader.credentials_provider(only_file(file, settings.profile.as_deref()));
+    }
     let shared = loader.load().await;
     let mut config = aws_sdk_s3::config::Builder::from(&shared).force_path_style(settings.path_style);
     if let Some(endpoint) = &settings.endpoint {
@@ -59,8 +66,6 @@ pub(super) async fn client(settings: &S3Settings) -> Result<Client> {
 
 /// The region of the settings, else of environment and profile. Only for Amazon's own endpoint the instance is asked.
 async fn region(settings: &S3Settings) -> RegionProviderChain {
-    use aws_config::environment::EnvironmentVariableRegionProvider;
-    use aws_config::profile::ProfileFileRegionProvider;
     if let Some(region) = &settings.region {
         return RegionProviderChain::first_try(Region::new(region.clone()));
     }
@@ -72,6 +77,16 @@ async fn region(settings: &S3Settings) -> RegionProviderChain {
         RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new()).or_else(profile.build());
     let chain = if settings.endpoint.is_none() { chain.or_default_provider() } else { chain };
     chain.or_else(Region::from_static(ANY_REGION))
+}
+
+/// The access key of one file, whatever the environment says.
+fn only_file(file: &Path, profile: Option<&str>) -> ProfileFileCredentialsProvider {
+    let files = EnvConfigFiles::builder().with_file(EnvConfigFileKind::Credentials, file).build();
+    let mut provider = ProfileFileCredentialsProvider::builder().profile_files(files);
+    if let Some(profile) = profile {
+        provider = provider.profile_name(profile);
+    }
+    provider.build()
 }
 
 fn http_client(settings: &S3Settings) -> Result<SharedHttpClient> {

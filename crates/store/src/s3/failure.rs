@@ -145,7 +145,9 @@ impl Failure {
             Class::Throttled | Class::Server | Class::Network | Class::Conflict => {
                 Error::Unavailable { store, operation, key, reason }
             }
-            Class::Taken | Class::Range | Class::Rejected => Error::Rejected { store, operation, key, reason },
+            Class::Taken | Class::Range | Class::Rejected => {
+                Error::Rejected { store, operation, key, reason }
+            }
         }
     }
 }
@@ -213,7 +215,11 @@ fn class_of_code(code: &str) -> Option<Class> {
         }
         "InternalError" | "ServiceUnavailable" => Class::Server,
         "RequestTimeout" | "BadDigest" | "IncompleteBody" | "XAmzContentSHA256Mismatch" => Class::Network,
-        "AccessDenied" | "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "ExpiredToken" | "InvalidToken"
+        "AccessDenied"
+        | "InvalidAccessKeyId"
+        | "SignatureDoesNotMatch"
+        | "ExpiredToken"
+        | "InvalidToken"
         | "AuthorizationHeaderMalformed" => Class::Denied,
         "QuotaExceeded" | "XMinioStorageFull" | "InsufficientStorage" => Class::NoSpace,
         _ => return None,

@@ -100,7 +100,8 @@ impl Reading {
             if self.last.as_ref().is_some_and(|last| *last >= full) {
                 return Err(wrong("a listing that is not in the order of names"));
             }
-            let name = full.strip_prefix(root).ok_or_else(|| wrong("a listing of other names than asked for"))?;
+            let name =
+                full.strip_prefix(root).ok_or_else(|| wrong("a listing of other names than asked for"))?;
             self.add(name, object.size())?;
             self.last = Some(full);
         }

@@ -17,7 +17,8 @@ pub(super) struct Pace {
 impl Pace {
     /// At most so many requests a second; `None` lets all through at once.
     pub(super) fn new(requests_per_second: Option<u32>) -> Self {
-        let interval = requests_per_second.map_or(Duration::ZERO, |rate| Duration::from_secs(1) / rate.max(1));
+        let interval =
+            requests_per_second.map_or(Duration::ZERO, |rate| Duration::from_secs(1) / rate.max(1));
         Self { interval, next: Mutex::new(None) }
     }
 

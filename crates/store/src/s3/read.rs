@@ -73,13 +73,7 @@ impl S3 {
         }
     }
 
-    async fn fetch(
-        &self,
-        key: &Key,
-        range: GetRange,
-        header: Option<String>,
-        most: u64,
-    ) -> Attempt<Answer> {
+    async fn fetch(&self, key: &Key, range: GetRange, header: Option<String>, most: u64) -> Attempt<Answer> {
         let request = self
             .client
             .get_object()

@@ -18,8 +18,10 @@ pub struct S3Settings {
     pub region: Option<String>,
     /// Whether the bucket is named in the path of a request and not in its host name.
     pub path_style: bool,
-    /// The profile of the AWS configuration files; `None` for the default one.
+    /// The profile of the AWS configuration files, or of `credentials_file`; `None` for the default one.
     pub profile: Option<String>,
+    /// A file in the form of `~/.aws/credentials` that alone gives the access key; `None` for the AWS chain.
+    pub credentials_file: Option<PathBuf>,
     /// PEM file with the certificates of own authorities, which are trusted beside those of the system.
     pub ca_file: Option<PathBuf>,
     /// Storage class by first word of the key (`packs`, `index`); the bucket's default for all others.
@@ -40,6 +42,7 @@ impl S3Settings {
             region: None,
             path_style: false,
             profile: None,
+            credentials_file: None,
             ca_file: None,
             storage_classes: Vec::new(),
             requests_per_second: None,
