@@ -17,11 +17,12 @@ mod settings;
 
 use std::time::{Duration, SystemTime};
 
-use aws_sdk_s3::Client;
+use aws_sdk_s3::config::RequestChecksumCalculation as Checksum;
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{ChecksumAlgorithm, StorageClass};
+use aws_sdk_s3::{Client, Config};
 use bytes::Bytes;
 
 use self::connect::Bounded;
@@ -109,6 +110,8 @@ impl S3 {
             .set_storage_class(self.storage_class(key))
             .body(ByteStream::from(bytes))
             .customize()
+            // Without this the algorithm is named and no checksum sent.
+            .config_override(Config::builder().request_checksum_calculation(Checksum::WhenSupported))
             .interceptor(Bounded(ANSWER_BYTES_MAX));
         self.attempt(length, request.send()).await.map(drop)
     }

@@ -5,8 +5,9 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -19,21 +20,8 @@ const LIFE: Duration = Duration::from_secs(900);
 /// From the start of the server to its first answer: Python takes its time on a busy machine.
 const SERVING_WITHIN: Duration = Duration::from_secs(120);
 
-/// Where it listens: on a free port.
-const LISTEN: [&str; 4] = ["-H", "127.0.0.1", "-p", "0"];
-
-/// Makes objects in the server's memory, then serves.
-const FILL: &str = "\
-import sys
-from moto.s3.models import s3_backends
-from moto.server import main
-bucket, prefix, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
-backend = s3_backends['123456789012']['aws']
-backend.create_bucket(bucket, 'us-east-1')
-for number in range(count):
-    backend.put_object(bucket, f'{prefix}{number:016x}', b'abc')
-main(sys.argv[4:])
-";
+/// Moto with a watch on the process that started it.
+const SERVE: &str = include_str!("moto.py");
 
 /// An access key with its secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,35 +35,51 @@ pub struct AccessKey {
 /// A server that answers.
 #[derive(Debug)]
 pub struct S3Server {
-    daemon: Daemon,
+    _daemon: Daemon,
     address: SocketAddr,
 }
 
 impl S3Server {
     /// Starts moto; what it prints goes to `folder/moto.log`.
     pub fn start(folder: &Path) -> Result<S3Server> {
-        S3Server::run(folder, Command::new(program("moto_server")?).args(LISTEN))
+        S3Server::run(folder, "", ["", "", ""], &[])
+    }
+
+    /// The one server of all tests of this process that mind only their own buckets: it starts slowly. It ends with
+    /// the process.
+    pub fn shared() -> Result<&'static S3Server> {
+        static SHARED: Mutex<Option<&'static S3Server>> = Mutex::new(None);
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(server) = *shared {
+            return Ok(server);
+        }
+        // Moto removes the folder when this process is gone.
+        let folder = tempfile::tempdir()?.keep();
+        let server = S3Server::run(&folder, &folder.to_string_lossy(), ["", "", ""], &[])?;
+        Ok(shared.insert(Box::leak(Box::new(server))))
     }
 
     /// Starts moto with TLS: the server's certificate and its key as PEM files.
     pub fn start_tls(folder: &Path, certificate: &Path, key: &Path) -> Result<S3Server> {
-        let mut command = Command::new(program("moto_server")?);
-        S3Server::run(folder, command.args(LISTEN).arg("-s").arg("-c").arg(certificate).arg("-k").arg(key))
+        let (certificate, key) = (certificate.to_string_lossy(), key.to_string_lossy());
+        S3Server::run(folder, "", ["", "", ""], &["-s", "-c", &certificate, "-k", &key])
     }
 
-    /// Starts moto with `objects` objects of three bytes in `bucket`, named `PREFIX` and a number of 16 hex digits from
+    /// Starts moto with `objects` objects of three bytes in `bucket`, named `prefix` and a number of 16 hex digits from
     /// zero on. They are made inside the server, which takes a fraction of the time that requests would.
     pub fn start_filled(folder: &Path, bucket: &str, prefix: &str, objects: u64) -> Result<S3Server> {
-        let mut command = Command::new(program("python3")?);
-        command.arg("-c").arg(FILL).arg(bucket).arg(prefix).arg(objects.to_string()).args(LISTEN);
-        S3Server::run(folder, &mut command)
+        S3Server::run(folder, "", [bucket, prefix, &objects.to_string()], &[])
     }
 
-    fn run(folder: &Path, command: &mut Command) -> Result<S3Server> {
-        command.env("PYTHONUNBUFFERED", "1");
+    fn run(folder: &Path, scratch: &str, fill: [&str; 3], further: &[&str]) -> Result<S3Server> {
+        let program = cache_dir()?.join("moto/bin/python3");
+        ensure!(program.exists(), "{} is missing: `make deps` installs moto", program.display());
+        let mut command = Command::new(program);
+        command.args(["-u", "-c", SERVE, &std::process::id().to_string(), scratch]).args(fill);
+        command.args(["-H", "127.0.0.1", "-p", "0"]).args(further);
         // Its own SDK must not find this machine's configuration.
         command.env("AWS_EC2_METADATA_DISABLED", "true").env("AWS_CONFIG_FILE", "/dev/null");
-        let mut daemon = Daemon::spawn(command, &folder.join("moto.log"), LIFE)?;
+        let mut daemon = Daemon::spawn(&command, &folder.join("moto.log"), LIFE)?;
         let address = wait_for("moto's address", SERVING_WITHIN, || {
             daemon.ensure_running()?;
             let messages = daemon.messages();
@@ -83,17 +87,12 @@ impl S3Server {
             let address = address.and_then(|address| address.trim_start_matches('s').strip_prefix("://"));
             Ok(address.and_then(|address| address.trim().parse().ok()))
         })?;
-        Ok(S3Server { daemon, address })
+        Ok(S3Server { _daemon: daemon, address })
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
-    }
-
-    /// The process.
-    pub fn process(&mut self) -> &mut Daemon {
-        &mut self.daemon
     }
 
     /// Makes a bucket.
@@ -136,9 +135,11 @@ impl S3Server {
     fn ask(&self, method: &str, path: &str, service: &str, body: &str) -> Result<String> {
         let mut stream = TcpStream::connect(self.address)?;
         stream.set_read_timeout(Some(SERVING_WITHIN))?;
+        // Moto takes the body of a form for parameters.
+        let kind = if service == "iam" { "application/x-www-form-urlencoded" } else { "text/plain" };
         let request = format!(
             "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Length: {}\r\n\
-             Content-Type: application/x-www-form-urlencoded\r\n\
+             Content-Type: {kind}\r\n\
              Authorization: AWS4-HMAC-SHA256 Credential=test/20250101/us-east-1/{service}/aws4_request, \
              SignedHeaders=host, Signature=0\r\n\r\n{body}",
             self.address,
@@ -151,11 +152,4 @@ impl S3Server {
         ensure!(head.starts_with("HTTP/1.1 200 "), "moto refused {method} {path}: {answer}");
         Ok(body.to_owned())
     }
-}
-
-/// A program of moto's Python environment.
-fn program(name: &str) -> Result<PathBuf> {
-    let program = cache_dir()?.join("moto/bin").join(name);
-    ensure!(program.exists(), "{} is missing: `make deps` installs it", program.display());
-    Ok(program)
 }

@@ -93,7 +93,9 @@ fn denied(error: repository::Error) -> Error {
     let of_store = matches!(error, repository::Error::Store(_));
     let error = Error::from(error);
     match error.kind() {
-        Kind::Denied if of_store => error.hint_or("this access to the store does not have all rights it needs"),
+        Kind::Denied if of_store => {
+            error.hint_or("this access to the store does not have all rights it needs")
+        }
         Kind::Denied => error.hint_or(
             "the password comes from --password-file FILE, AQUIFER_PASSWORD_FILE or the configuration",
         ),

@@ -13,7 +13,8 @@ use aquifer_engine::{Error, Kind};
 use super::percent_decode;
 
 /// What the query may say, for messages.
-const SETTINGS: &str = "endpoint, region, path-style, profile, credentials-file, ca-file, storage-class, requests-per-second";
+const SETTINGS: &str =
+    "endpoint, region, path-style, profile, credentials-file, ca-file, storage-class, requests-per-second";
 
 /// Kinds of objects that may have a storage class of their own: what is large, and not read at every start.
 const CLASSED: [&str; 3] = ["index", "packs", "par"];
@@ -34,7 +35,9 @@ pub(super) fn read(text: &str, rest: &str) -> Result<S3Settings, Error> {
     }
     let prefix = prefix.trim_end_matches('/');
     if !is_prefix(prefix) {
-        return Err(wrong("a prefix is made of words of letters, digits and -_. with single slashes between"));
+        return Err(wrong(
+            "a prefix is made of words of letters, digits and -_. with single slashes between",
+        ));
     }
     let mut settings = S3Settings::new(bucket, prefix);
     let mut path_style = None;
@@ -104,10 +107,15 @@ fn rate(value: &str) -> Result<u32, String> {
 fn storage_class(value: &str) -> Result<(String, String), String> {
     let (kind, class) = value.split_once(':').unwrap_or((value, ""));
     if !CLASSED.contains(&kind) || class.is_empty() {
-        return Err(format!("storage-class={value} is not KIND:CLASS with one of the kinds {}", CLASSED.join(", ")));
+        return Err(format!(
+            "storage-class={value} is not KIND:CLASS with one of the kinds {}",
+            CLASSED.join(", ")
+        ));
     }
     if ARCHIVES.contains(&class) {
-        return Err(format!("objects of the class {class} cannot be read when a backup or a restore needs them"));
+        return Err(format!(
+            "objects of the class {class} cannot be read when a backup or a restore needs them"
+        ));
     }
     Ok((kind.to_owned(), class.to_owned()))
 }

@@ -82,7 +82,7 @@ async fn a_storm_of_503_ends_with_an_error_that_names_endpoint_operation_and_att
     let endpoint = rig.proxy.address().to_string();
     for word in [
         endpoint.as_str(),
-        "s3://bucket/backups/main",
+        &format!("s3://{}/backups/main", rig.bucket),
         "put",
         "log/0000000000000001",
         "4 attempts",

@@ -10,6 +10,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -18,23 +19,41 @@ use aquifer_testkit::{AccessKey, Fault, HttpProxy, Rule, S3Server, TempDir, temp
 
 use crate::Outcome;
 
-/// The bucket of every test.
-const BUCKET: &str = "bucket";
-
-/// A server with an empty bucket, and a proxy in front of it.
+/// A bucket of its own on a server, and a proxy in front of that.
 struct Rig {
     folder: TempDir,
-    server: S3Server,
+    /// A server of this test alone, where it needs one.
+    own: Option<S3Server>,
+    address: SocketAddr,
+    bucket: String,
     proxy: HttpProxy,
 }
 
 impl Rig {
+    /// A bucket on the server that all tests share.
     fn new() -> Result<Rig> {
+        static BUCKETS: AtomicU32 = AtomicU32::new(0);
+        let bucket = format!("bucket-{}", BUCKETS.fetch_add(1, Ordering::Relaxed));
+        let server = S3Server::shared()?;
+        server.make_bucket(&bucket)?;
+        let (address, proxy) = (server.address(), HttpProxy::start(server.address())?);
+        Ok(Rig { folder: tempdir()?, own: None, address, bucket, proxy })
+    }
+
+    /// A bucket on a server that only this test changes.
+    fn alone() -> Result<Rig> {
         let folder = tempdir()?;
         let server = S3Server::start(folder.path())?;
-        server.make_bucket(BUCKET)?;
-        let proxy = HttpProxy::start(server.address())?;
-        Ok(Rig { folder, server, proxy })
+        server.make_bucket("bucket")?;
+        let (address, proxy) = (server.address(), HttpProxy::start(server.address())?);
+        Ok(Rig { folder, own: Some(server), address, bucket: "bucket".to_owned(), proxy })
+    }
+
+    fn server(&self) -> Result<&S3Server> {
+        match &self.own {
+            Some(own) => Ok(own),
+            None => S3Server::shared(),
+        }
     }
 
     /// A file with an access key.
@@ -59,13 +78,13 @@ impl Rig {
                 answer: Duration::from_secs(30),
                 ..Patience::default()
             },
-            ..S3Settings::new(BUCKET, "backups/main")
+            ..S3Settings::new(&self.bucket, "backups/main")
         })
     }
 
     /// The store, straight at the server.
     async fn store(&self) -> Result<Arc<dyn ObjectStore>> {
-        Ok(Arc::new(S3::open(self.settings(self.server.address())?).await?))
+        Ok(Arc::new(S3::open(self.settings(self.address)?).await?))
     }
 
     /// The store behind the proxy.
@@ -108,11 +127,10 @@ fn told(status: u16, code: &str) -> Fault {
 async fn a_bucket_keeps_the_contract_below_a_prefix_and_without_one() -> Outcome {
     let rig = Rig::new()?;
     conformance::check(rig.store().await?).await;
-    let other = S3Settings { prefix: "other".into(), ..rig.settings(rig.server.address())? };
+    let other = S3Settings { prefix: "other".into(), ..rig.settings(rig.address)? };
     conformance::check(Arc::new(S3::open(other).await?)).await;
-    rig.server.make_bucket("whole")?;
-    let whole =
-        S3Settings { bucket: "whole".into(), prefix: String::new(), ..rig.settings(rig.server.address())? };
+    let whole = Rig::new()?.bucket;
+    let whole = S3Settings { bucket: whole, prefix: String::new(), ..rig.settings(rig.address)? };
     conformance::check(Arc::new(S3::open(whole).await?)).await;
     Ok(())
 }
@@ -131,7 +149,11 @@ async fn an_object_goes_up_as_one_request_with_its_checksum_in_the_head() -> Out
     let seen = rig.proxy.seen();
     assert_eq!(seen.len(), 2, "{seen:?}");
     let [put, create] = [&seen[0], &seen[1]];
-    assert!(put.target.starts_with("/bucket/backups/main/packs/00112233"), "{}", put.target);
+    assert!(
+        put.target.starts_with(&format!("/{}/backups/main/packs/00112233", rig.bucket)),
+        "{}",
+        put.target
+    );
     assert_eq!((put.body_bytes, create.body_bytes), (5 << 20, 5));
     for request in [put, create] {
         assert!(request.head.contains("\r\nx-amz-checksum-crc32: "), "{}", request.head);
@@ -151,7 +173,7 @@ async fn an_object_goes_up_as_one_request_with_its_checksum_in_the_head() -> Out
 #[ignore = "slow group s3"]
 async fn requests_keep_to_their_cap() -> Outcome {
     let rig = Rig::new()?;
-    let settings = S3Settings { requests_per_second: Some(20), ..rig.settings(rig.server.address())? };
+    let settings = S3Settings { requests_per_second: Some(20), ..rig.settings(rig.address)? };
     let store = S3::open(settings).await?;
     let start = std::time::Instant::now();
     for seq in 0..10 {

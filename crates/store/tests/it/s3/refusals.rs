@@ -7,7 +7,7 @@ use anyhow::{Context, ensure};
 use aquifer_store::{Bytes, Created, Error, GetRange, ObjectStore, S3, S3Settings, probe};
 use aquifer_testkit::{AccessKey, Fault};
 
-use super::{BUCKET, Rig, always, log, told};
+use super::{Rig, always, log, told};
 use crate::Outcome;
 
 /// What a host needs that backs up.
@@ -25,10 +25,10 @@ fn says(error: &Error, words: &[&str]) -> Outcome {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow group s3"]
 async fn a_host_without_the_right_to_delete_can_do_all_that_a_backup_needs() -> Outcome {
-    let rig = Rig::new()?;
-    let writer = rig.server.make_user("writer", &BACKUP_RIGHTS)?;
-    rig.server.guard()?;
-    let mut settings = rig.settings(rig.server.address())?;
+    let rig = Rig::alone()?;
+    let writer = rig.server()?.make_user("writer", &BACKUP_RIGHTS)?;
+    rig.server()?.guard()?;
+    let mut settings = rig.settings(rig.address)?;
     settings.credentials_file = Some(rig.credentials(&writer)?);
     let store: Arc<dyn ObjectStore> = Arc::new(S3::open(settings).await?);
     assert_eq!(store.create(&log(1)?, Bytes::from_static(b"entry")).await?, Created::Won);
@@ -49,9 +49,9 @@ async fn a_host_without_the_right_to_delete_can_do_all_that_a_backup_needs() -> 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow group s3"]
 async fn wrong_credentials_are_denied_at_once() -> Outcome {
-    let rig = Rig::new()?;
-    let right = rig.server.make_user("writer", &BACKUP_RIGHTS)?;
-    rig.server.guard()?;
+    let rig = Rig::alone()?;
+    let right = rig.server()?.make_user("writer", &BACKUP_RIGHTS)?;
+    rig.server()?.guard()?;
     let unknown = AccessKey { id: "AKIAUNKNOWN".into(), secret: right.secret.clone() };
     let wrong = AccessKey { id: right.id, secret: "wrong".into() };
     for (key, code) in [(unknown, "InvalidAccessKeyId"), (wrong, "SignatureDoesNotMatch")] {
@@ -70,7 +70,7 @@ async fn wrong_credentials_are_denied_at_once() -> Outcome {
 #[ignore = "slow group s3"]
 async fn missing_credentials_are_told_as_such() -> Outcome {
     let rig = Rig::new()?;
-    let mut settings = rig.settings(rig.server.address())?;
+    let mut settings = rig.settings(rig.address)?;
     settings.credentials_file = Some(rig.folder.path().join("nothing"));
     let error = S3::open(settings).await.unwrap_err();
     assert!(matches!(error, Error::Denied { .. }), "{error}");
@@ -81,7 +81,7 @@ async fn missing_credentials_are_told_as_such() -> Outcome {
 #[ignore = "slow group s3"]
 async fn a_bucket_that_is_not_there_is_told_as_such() -> Outcome {
     let rig = Rig::new()?;
-    let settings = S3Settings { bucket: "nowhere".into(), ..rig.settings(rig.server.address())? };
+    let settings = S3Settings { bucket: "nowhere".into(), ..rig.settings(rig.address)? };
     let error = S3::open(settings).await.unwrap_err();
     assert!(matches!(error, Error::NoBucket { .. }), "{error}");
     says(&error, &["s3://nowhere/backups/main", "no such bucket"])
@@ -135,7 +135,7 @@ async fn an_endpoint_where_nobody_listens_is_given_up_soon() -> Outcome {
 async fn a_request_that_the_server_will_never_take_is_not_repeated() -> Outcome {
     let rig = Rig::new()?;
     let store = rig.proxied().await?;
-    rig.proxy.arm([always("PUT", BUCKET, told(400, "InvalidStorageClass"))]);
+    rig.proxy.arm([always("PUT", &rig.bucket, told(400, "InvalidStorageClass"))]);
     let error = store.put(&log(1)?, Bytes::new()).await.unwrap_err();
     assert!(matches!(error, Error::Rejected { .. }), "{error}");
     says(&error, &["400 InvalidStorageClass"])?;
