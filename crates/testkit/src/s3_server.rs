@@ -21,7 +21,7 @@ const LIFE: Duration = Duration::from_secs(900);
 const SERVING_WITHIN: Duration = Duration::from_secs(120);
 
 /// Moto with a watch on the process that started it.
-const SERVE: &str = include_str!("moto.py");
+const SERVE: &str = include_str!("serve_moto.py");
 
 /// An access key with its secret.
 #[derive(Clone, Debug, PartialEq, Eq)]

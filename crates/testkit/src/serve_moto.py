@@ -9,7 +9,9 @@ import shutil
 import sys
 import threading
 import time
+from urllib.parse import quote, unquote
 
+from moto.iam.access_control import S3IAMRequest
 from moto.s3.models import s3_backends
 from moto.server import main
 
@@ -24,6 +26,20 @@ def end_with_owner():
     os._exit(0)
 
 
+def with_quoted_query(sign):
+    """Moto checks the signature of a query that it has unquoted, so that a slash in a prefix never matches."""
+
+    def requoted(self):
+        path, _, query = self._path.partition("?")
+        pairs = [pair.partition("=") for pair in query.split("&") if pair]
+        quoted = "&".join(f"{name}={quote(unquote(value), safe='-_.~')}" for name, _, value in pairs)
+        self._path = f"{path}?{quoted}" if quoted else path
+        return sign(self)
+
+    return requoted
+
+
+S3IAMRequest._create_aws_request = with_quoted_query(S3IAMRequest._create_aws_request)
 threading.Thread(target=end_with_owner, daemon=True).start()
 if bucket:
     backend = s3_backends["123456789012"]["aws"]
