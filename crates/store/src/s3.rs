@@ -128,7 +128,7 @@ impl S3 {
         loop {
             match self.send(key, bytes.clone(), false).await {
                 Ok(()) => return Ok(()),
-                Err(failure) => retry.after(written(failure)).await?,
+                Err(failure) => retry.after(failure.of_no_object()).await?,
             }
         }
     }
@@ -153,7 +153,7 @@ impl S3 {
                 continue;
             }
             lost |= failure.may_have_landed();
-            if let Err(error) = retry.after(written(failure)).await {
+            if let Err(error) = retry.after(failure.of_no_object()).await {
                 // Even if nothing more can be sent, a look may settle what became of it.
                 let settled = if lost { self.whose(key, &bytes).await } else { Ok(None) };
                 return settled.ok().flatten().ok_or(error);
@@ -189,14 +189,6 @@ impl S3 {
                 Err(failure) => retry.after(failure).await?,
             }
         }
-    }
-}
-
-/// A 404 to a write is no missing object.
-fn written(failure: Failure) -> Failure {
-    match failure.class {
-        Class::Missing => Failure { class: Class::Rejected, ..failure },
-        _ => failure,
     }
 }
 

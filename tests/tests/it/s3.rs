@@ -130,13 +130,13 @@ fn a_server_that_does_not_create_atomically_holds_packs_but_not_the_log() -> Out
 
     bucket.proxy.arm([careless()]);
     let log = text(&bucket.folder.path().join("log"));
-    let with_log = |words: &[&str]| [words, &["--log", log.as_str()]].concat();
-    aquifer.run(&with_log(&["repository", "init"]))?.ok()?;
+    let log = ["--log", log.as_str()];
+    aquifer.run(&[&["repository", "init"][..], &log].concat())?.ok()?;
     let source = format!("root={}", text(&bucket.image));
-    aquifer.backup(&with_log(&["stopped", "--image", &source]))?;
+    aquifer.backup(&[&["stopped", "--image", &source][..], &log].concat())?;
     let restored = bucket.folder.path().join("root.restored");
     let disk = format!("root=raw:{}", text(&restored));
-    aquifer.run(&with_log(&["restore", "latest:stopped", "--disk", &disk]))?.ok()?;
+    aquifer.run(&[&["restore", "latest:stopped", "--disk", &disk][..], &log].concat())?.ok()?;
     ensure_same(&bucket.image, &restored)?;
     // Without the log's store the bucket is not opened as if nothing were missing.
     aquifer.run(&["list"])?.refused(3, "invalid", &["--log URL"])?;

@@ -84,6 +84,14 @@ impl Failure {
         Self::new(Class::Network, format!("no end within {} s", limit.as_secs_f64().round()))
     }
 
+    /// The failure of a request that does not ask for an object: a 404 to it speaks of something else.
+    pub(super) fn of_no_object(self) -> Self {
+        match self.class {
+            Class::Missing => Self { class: Class::Rejected, ..self },
+            _ => self,
+        }
+    }
+
     /// Whether the request may have taken effect, or may still.
     pub(super) fn may_have_landed(&self) -> bool {
         matches!(self.class, Class::Throttled | Class::Server | Class::Network)

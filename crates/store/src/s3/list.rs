@@ -72,7 +72,7 @@ impl S3 {
 
     async fn names(&self, request: ListObjectsV2FluentBuilder) -> Attempt<ListObjectsV2Output> {
         let request = request.customize().interceptor(Bounded(ANSWER_BYTES_MAX));
-        self.attempt(0, request.send()).await
+        self.attempt(0, request.send()).await.map_err(Failure::of_no_object)
     }
 }
 

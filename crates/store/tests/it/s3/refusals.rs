@@ -122,6 +122,18 @@ async fn a_wrong_clock_is_told_with_its_error() -> Outcome {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow group s3"]
+async fn a_server_of_another_kind_is_no_empty_store() -> Outcome {
+    let rig = Rig::new()?;
+    for (status, page) in [(404, "<html>not here</html>"), (200, "<html>welcome</html>")] {
+        rig.proxy.arm([always("GET", "", Fault::Answer(status, Vec::new(), page.to_owned()))]);
+        let error = S3::open(rig.settings(rig.proxy.address())?).await.unwrap_err();
+        assert!(matches!(error, Error::Rejected { .. } | Error::Unavailable { .. }), "{status}: {error}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "slow group s3"]
 async fn an_endpoint_where_nobody_listens_is_given_up_soon() -> Outcome {
     let rig = Rig::new()?;
     let free = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
