@@ -135,6 +135,7 @@ async fn store(url: &StoreUrl, missing: IfMissing) -> Result<Arc<dyn ObjectStore
                 Kind::Denied => error.hint_or(
                     "access keys come from the environment, ~/.aws, the instance, or credentials-file=FILE in the URL",
                 ),
+                Kind::NotFound => error.hint_or("a bucket is never made here: its owner does that"),
                 _ => error,
             });
             Ok(Arc::new(bucket?))
