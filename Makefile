@@ -19,15 +19,15 @@ SYSCONFDIR ?= /etc
 DESTDIR ?=
 
 # Slow groups of tests/tests/it, one module each, in the order in which they are run; the most that one may take.
-GROUPS := guest backup_restore_qemu incremental self_healing guest_first nbd_source image_source bad_input damage quiesce remote filter_method kill9
+GROUPS := guest backup_restore_qemu incremental self_healing guest_first nbd_source image_source bad_input damage quiesce remote filter_method kill9 s3
 GROUP_TIMEOUT := 1200
 TEST_THREADS ?= 2
 BENCH_DATA ?= $(HOME)/.cache/aquifer/bench
 
-.PHONY: help deps build demo test test-newer-qemu lint unit slow $(GROUPS:%=slow-%) bench dist install install-files clean
+.PHONY: help deps build demo test test-newer-qemu s3-servers lint unit slow $(GROUPS:%=slow-%) bench dist install install-files clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 16
 
 deps: ## install the Debian packages that build, demo and tests need (as root; else print the command)
 	@scripts/deps.sh
@@ -63,6 +63,9 @@ $(GROUPS:%=slow-%): slow-%: unit
 
 test-newer-qemu: unit ## the slow groups against the QEMU of bookworm-backports, unpacked beside the installed one
 	AQUIFER_QEMU_PREFIX=$$(scripts/qemu-backports.sh) $(MAKE) slow
+
+s3-servers: build ## race creates on S3 servers that others run (moto, s3s-fs, garage); builds two of them first
+	scripts/s3-servers.sh "$(BINARY)"
 
 bench: ## measure against zstd, nbdcopy, cp and restic on a real root file system
 	@scripts/deps.sh bench

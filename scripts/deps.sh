@@ -7,7 +7,8 @@ PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 # program:package. The program decides, so that one from elsewhere counts as well.
 programs='g++:g++ make:make qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils qemu-nbd:qemu-utils
 qemu-storage-daemon:qemu-system-common nbdkit:nbdkit nbdinfo:libnbd-bin nbd-server:nbd-server openssl:openssl
-certtool:gnutls-bin ssh:openssh-client sshd:openssh-server xmllint:libxml2-utils zstd:zstd mkfs.ext4:e2fsprogs systemd-analyze:systemd'
+certtool:gnutls-bin ssh:openssh-client sshd:openssh-server xmllint:libxml2-utils zstd:zstd mkfs.ext4:e2fsprogs systemd-analyze:systemd
+python3:python3'
 bench_programs='mmdebstrap:mmdebstrap restic:restic nbdcopy:libnbd-bin /usr/bin/time:time'
 # Services among these: the tests need their programs, nobody asked for a daemon.
 services='nbd-server ssh'
@@ -30,6 +31,8 @@ missing() {
         command -v "${pair%%:*}" >/dev/null || echo "${pair#*:}"
     done
     missing_libclang
+    # Debian keeps what `python3 -m venv` needs in a package of its own.
+    python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
 }
 
 missing_line() {
@@ -84,3 +87,4 @@ if ! command -v cargo >/dev/null; then
     exit 1
 fi
 "$(dirname "$0")/guest-files.sh"
+"$(dirname "$0")/moto.sh"

@@ -41,7 +41,7 @@ pub(crate) struct Global {
     /// Configuration [default: /etc/aquifer/aquifer.toml, or one in the user's own configuration folder].
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Repository: a configured name, a path, or file:///PATH.
+    /// Repository: a configured name, a path, file:///PATH, or s3://BUCKET/PREFIX.
     #[arg(short, long, global = true, value_name = "NAME|URL")]
     pub(crate) repository: Option<String>,
     /// Store of the repository's log, where it is kept apart from the packs.

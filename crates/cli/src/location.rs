@@ -2,9 +2,12 @@
 //!
 //! Not here: opening them.
 
+mod bucket;
+
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use aquifer_engine::repository::store::S3Settings;
 use aquifer_engine::{Error, Kind};
 
 /// One store.
@@ -12,15 +15,17 @@ use aquifer_engine::{Error, Kind};
 pub(crate) enum StoreUrl {
     /// A directory.
     Directory(PathBuf),
+    /// A bucket, or what lies under a prefix in one.
+    Bucket(Box<S3Settings>),
 }
 
 impl FromStr for StoreUrl {
     type Err = Error;
 
-    /// Reads a path or a `file://` URL.
+    /// Reads a path, a `file://` URL or an `s3://` URL.
     ///
     /// # Errors
-    /// `Invalid` when it is neither, `Unsupported` for a scheme that this version cannot store in.
+    /// `Invalid` when it is none of these.
     fn from_str(text: &str) -> Result<Self, Error> {
         if text.is_empty() {
             return Err(Error::new(Kind::Invalid, "the repository's URL is empty").hint("give a path"));
@@ -30,13 +35,9 @@ impl FromStr for StoreUrl {
         };
         match scheme {
             "file" => file_path(text, rest),
-            "s3" => Err(Error::new(
-                Kind::Unsupported,
-                format!("{text}: this version stores in directories only, S3 is not there yet"),
-            )
-            .hint("give a path; a directory on NFS works as well")),
+            "s3" => bucket::read(text, rest).map(|settings| StoreUrl::Bucket(Box::new(settings))),
             _ => Err(Error::new(Kind::Invalid, format!("{text}: unknown kind of store `{scheme}://`"))
-                .hint("give a path or file:///PATH")),
+                .hint("give a path, file:///PATH or s3://BUCKET/PREFIX")),
         }
     }
 }
@@ -100,10 +101,9 @@ mod tests {
     }
 
     #[test]
-    fn a_bucket_is_unsupported_and_a_strange_scheme_invalid() {
-        let bucket = "s3://offsite/aquifer".parse::<StoreUrl>().unwrap_err();
-        assert_eq!(bucket.kind(), Kind::Unsupported);
-        assert!(bucket.message().contains("S3 is not there yet"));
+    fn a_bucket_is_a_store_and_a_strange_scheme_is_invalid() {
+        let expected = StoreUrl::Bucket(Box::new(S3Settings::new("offsite", "aquifer")));
+        assert_eq!("s3://offsite/aquifer".parse::<StoreUrl>().unwrap(), expected);
         assert_eq!("ftp://host/x".parse::<StoreUrl>().unwrap_err().kind(), Kind::Invalid);
         assert_eq!("".parse::<StoreUrl>().unwrap_err().kind(), Kind::Invalid);
     }

@@ -165,7 +165,7 @@ fn wrong_requests_name_the_thing_and_the_way_out() {
         (3, &["list"]),
         (3, &["--config", &config, "list"]),
         (4, &["--config", &missing, "list"]),
-        (9, &["-r", "s3://bucket/prefix", "list"]),
+        (3, &["-r", "s3://bucket/prefix?endpont=https://host", "list"]),
         (3, &["-r", "ftp://host/path", "list"]),
         (4, &["-r", &repository, "list"]),
         (3, &["-r", &repository, "repository", "init"]),
@@ -183,12 +183,12 @@ fn wrong_requests_name_the_thing_and_the_way_out() {
 
 #[test]
 fn an_error_is_an_event_in_json_and_a_message_on_standard_error() {
-    let output = Aquifer::new().run(&["--json", "-r", "s3://bucket", "list"]);
-    assert_eq!(output.status.code(), Some(9));
+    let output = Aquifer::new().run(&["--json", "-r", "ftp://host", "list"]);
+    assert_eq!(output.status.code(), Some(3));
     let document: Value = serde_json::from_slice(&output.stdout).unwrap();
     let members: Vec<&str> = document.as_object().unwrap().keys().map(String::as_str).collect();
     assert_eq!(members, ["context", "event", "hint", "kind", "message"]);
-    assert_eq!(document["kind"], "unsupported");
+    assert_eq!(document["kind"], "invalid");
     assert!(stderr(&output).starts_with("aquifer: error: "));
 }
 

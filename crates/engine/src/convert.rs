@@ -123,7 +123,9 @@ fn store_kind(error: &StoreError) -> Kind {
     match error {
         // The log or the index names the object, so it must be there.
         StoreError::NotFound { .. } | StoreError::Range { .. } | StoreError::TooLarge { .. } => Kind::Corrupt,
-        StoreError::Denied { .. } => Kind::Denied,
+        StoreError::Denied { .. } | StoreError::Clock { .. } => Kind::Denied,
+        StoreError::NoBucket { .. } => Kind::NotFound,
+        StoreError::Rejected { .. } | StoreError::Authority { .. } => Kind::Invalid,
         StoreError::Directory { source, .. } => match source.kind() {
             std::io::ErrorKind::NotFound => Kind::NotFound,
             std::io::ErrorKind::PermissionDenied => Kind::Denied,

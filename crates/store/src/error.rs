@@ -78,6 +78,44 @@ pub enum Error {
         /// The last answer, or how long was waited.
         reason: String,
     },
+    /// The store's server has no such bucket.
+    #[error("{store}: there is no such bucket: check the URL, or create the bucket first")]
+    NoBucket {
+        /// The store.
+        store: String,
+    },
+    /// The clock of this host and that of the store's server are too far apart.
+    #[error("{store} refuses to {operation} {key}: {reason}")]
+    Clock {
+        /// The store.
+        store: String,
+        /// What was tried, as a verb.
+        operation: &'static str,
+        /// The object or prefix.
+        key: String,
+        /// By how much, as far as the server told.
+        reason: String,
+    },
+    /// The store's server will never take this request: its address or a setting is wrong.
+    #[error("{store} cannot {operation} {key}: {reason}")]
+    Rejected {
+        /// The store.
+        store: String,
+        /// What was tried, as a verb.
+        operation: &'static str,
+        /// The object or prefix.
+        key: String,
+        /// What the server said.
+        reason: String,
+    },
+    /// The certificates of own authorities cannot be used.
+    #[error("{path}: cannot be used as the certificates of authorities: {reason}")]
+    Authority {
+        /// The file as given.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The object is shorter than the range asked for.
     #[error(
         "{store}: object {key} has {object_bytes} bytes, but bytes {offset}..{end} were asked for: it is cut short or not what its name says"

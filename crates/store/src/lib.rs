@@ -18,6 +18,7 @@ mod memory;
 mod metered;
 mod object;
 pub mod probe;
+mod s3;
 
 pub use error::{Error, Result};
 pub use key::{Key, KeyError};
@@ -27,6 +28,7 @@ pub use metered::{Counters, Metered};
 pub use object::{
     BoxFuture, Created, GetRange, LIST_PAGE_ENTRIES, Listed, OBJECT_BYTES_MAX, ObjectStore, Page,
 };
+pub use s3::{Patience, S3, S3Settings};
 
 /// The bytes of an object; cloning shares them.
 pub use bytes::Bytes;

@@ -72,6 +72,7 @@ pub struct Page {
 /// A place that keeps whole immutable objects.
 ///
 /// Every operation that writes is durable when it answers `Ok`. Dropping a future may leave its operation running.
+/// Besides what each says, operations of a bucket fail with `NoBucket`, `Clock` and `Rejected`.
 pub trait ObjectStore: Send + Sync + Debug {
     /// Stores a whole object. Readers see all of it or nothing. An object of that name is replaced, which is meant for
     /// identical bytes sent twice and for heartbeats only.

@@ -5,6 +5,7 @@
 //! `AQUIFER_BIN` says. Nothing is built here.
 
 use std::env;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -26,6 +27,8 @@ const COMMAND_WITHIN: Duration = Duration::from_secs(240);
 pub struct Aquifer {
     binary: PathBuf,
     folder: PathBuf,
+    /// Where the repository is, as `--repository` takes it.
+    place: OsString,
     runs: AtomicU32,
 }
 
@@ -33,8 +36,12 @@ impl Aquifer {
     /// A set-up in `folder`: an empty configuration, a password file, a state folder. The repository, `folder/repository`,
     /// is not there yet.
     pub fn new(folder: &Path) -> Result<Aquifer> {
-        let set_up =
-            Aquifer { binary: aquifer_binary()?, folder: folder.to_owned(), runs: AtomicU32::new(0) };
+        let set_up = Aquifer {
+            binary: aquifer_binary()?,
+            folder: folder.to_owned(),
+            place: folder.join("repository").into(),
+            runs: AtomicU32::new(0),
+        };
         fs::create_dir_all(folder.join("state"))?;
         fs::write(folder.join("aquifer.toml"), "")?;
         write_password(&folder.join("password"))?;
@@ -48,7 +55,12 @@ impl Aquifer {
         Ok(set_up)
     }
 
-    /// The repository's folder.
+    /// The same set-up with its repository at another place, such as a bucket.
+    pub fn at(self, place: impl Into<OsString>) -> Aquifer {
+        Aquifer { place: place.into(), ..self }
+    }
+
+    /// The repository's folder, unless it was placed elsewhere.
     pub fn repository(&self) -> PathBuf {
         self.folder.join("repository")
     }
@@ -71,7 +83,7 @@ impl Aquifer {
         command.arg("--config").arg(self.folder.join("aquifer.toml"));
         // What the test says itself counts.
         if !arguments.contains(&"--repository") {
-            command.arg("--repository").arg(self.repository());
+            command.arg("--repository").arg(&self.place);
         }
         command.arg("--json").args(arguments);
         command

@@ -19,6 +19,7 @@ mod packaging;
 mod quiesce;
 mod remote;
 mod rig;
+mod s3;
 mod self_healing;
 mod tidy;
 

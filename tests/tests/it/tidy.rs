@@ -25,9 +25,10 @@ const LAYERS: [(&str, u8); 9] = [
 const BESIDE: [&str; 3] = ["aquifer-testkit", "aquifer-tests", "aquifer-benches"];
 
 /// The one crate that may link each of these.
-const LINKED_ONCE: [(&str, &str); 10] = [
+const LINKED_ONCE: [(&str, &str); 11] = [
     ("argon2", "aquifer-format"),
     ("aws-lc-rs", "aquifer-format"),
+    ("aws-sdk-s3", "aquifer-store"),
     ("blake3", "aquifer-format"),
     ("clap", "aquifer-cli"),
     ("nbd", "aquifer-engine"),

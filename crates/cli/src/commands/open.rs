@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use aquifer_engine::clock::System;
-use aquifer_engine::repository::store::{self, Local, ObjectStore};
+use aquifer_engine::repository::store::{self, Local, ObjectStore, S3, S3Settings};
 use aquifer_engine::repository::{self, Access, OpenOptions, Repository, Secret, Settings, Stores};
 use aquifer_engine::{Error, JobContext, JobSettings, Kind, Result};
 
@@ -73,10 +73,10 @@ async fn open(context: &Context, access: Access) -> Result<Arc<Repository>> {
 pub(crate) async fn chosen(context: &Context, chosen: &Chosen, access: Access) -> Result<Arc<Repository>> {
     let (secret, state_dir) = (secret(chosen)?, Some(context.state_dir()?));
     let opened = async {
-        let (stores, world) = (stores(chosen, existing)?, Arc::new(System::new()));
+        let (stores, world) = (stores(chosen, IfMissing::Refuse).await?, Arc::new(System::new()));
         let settings = settings(context);
         let options = OpenOptions { stores, world, state_dir, secret, access, settings };
-        Ok(Repository::open(options).await?)
+        Repository::open(options).await.map_err(denied)
     };
     opened.await.map_err(|error: Error| match error.kind() {
         Kind::NotFound => error.hint_or(format!(
@@ -84,29 +84,63 @@ pub(crate) async fn chosen(context: &Context, chosen: &Chosen, access: Access) -
             chosen.name,
             context.config.repository_names()
         )),
-        Kind::Denied => error.hint_or(
-            "the password comes from --password-file FILE, AQUIFER_PASSWORD_FILE or the configuration",
-        ),
         _ => error,
     })
 }
 
-/// The stores of `chosen`, each directory opened by `directory`.
-///
-/// # Errors
-/// What `directory` says.
-pub(crate) fn stores(chosen: &Chosen, directory: impl Fn(&StoreUrl) -> Result<Local>) -> Result<Stores> {
-    let store = |url: &StoreUrl| -> Result<Arc<dyn ObjectStore>> { Ok(Arc::new(directory(url)?)) };
-    Ok(Stores { packs: store(&chosen.packs)?, log: chosen.log.as_ref().map(store).transpose()? })
+/// Says where what was wrong comes from: the password, or the access to the store.
+fn denied(error: repository::Error) -> Error {
+    let of_store = matches!(error, repository::Error::Store(_));
+    let error = Error::from(error);
+    match error.kind() {
+        Kind::Denied if of_store => {
+            error.hint_or("this access to the store does not have all rights it needs")
+        }
+        Kind::Denied => error.hint_or(
+            "the password comes from --password-file FILE, AQUIFER_PASSWORD_FILE or the configuration",
+        ),
+        _ => error,
+    }
 }
 
-/// The store at `url`, which must exist.
+/// What to do about a directory that is not there. A bucket must be, always.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum IfMissing {
+    /// It is an error.
+    Refuse,
+    /// It is made.
+    Make,
+}
+
+/// The stores of `chosen`.
 ///
 /// # Errors
-/// `NotFound` when it does not.
-pub(crate) fn existing(url: &StoreUrl) -> Result<Local> {
-    let StoreUrl::Directory(path) = url;
-    opened(Local::open(path))
+/// `NotFound` when one does not exist, and what the stores say.
+pub(crate) async fn stores(chosen: &Chosen, missing: IfMissing) -> Result<Stores> {
+    let packs = store(&chosen.packs, missing).await?;
+    let log = match &chosen.log {
+        Some(log) => Some(store(log, missing).await?),
+        None => None,
+    };
+    Ok(Stores { packs, log })
+}
+
+async fn store(url: &StoreUrl, missing: IfMissing) -> Result<Arc<dyn ObjectStore>> {
+    match (url, missing) {
+        (StoreUrl::Directory(path), IfMissing::Refuse) => Ok(Arc::new(opened(Local::open(path))?)),
+        (StoreUrl::Directory(path), IfMissing::Make) => Ok(Arc::new(opened(Local::create(path))?)),
+        (StoreUrl::Bucket(settings), _) => {
+            let bucket = opened(S3::open(S3Settings::clone(settings)).await);
+            let bucket = bucket.map_err(|error| match error.kind() {
+                Kind::Denied => error.hint_or(
+                    "access keys come from the environment, ~/.aws, the instance, or credentials-file=FILE in the URL",
+                ),
+                Kind::NotFound => error.hint_or("a bucket is never made here: its owner does that"),
+                _ => error,
+            });
+            Ok(Arc::new(bucket?))
+        }
+    }
 }
 
 /// What a store said, as an error of the engine.

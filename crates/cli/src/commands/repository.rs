@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use aquifer_engine::clock::System;
 use aquifer_engine::repository::format::KdfParams;
-use aquifer_engine::repository::store::{Local, probe};
+use aquifer_engine::repository::store::probe;
 use aquifer_engine::repository::{
     InitOptions, RebuildFrom, RebuildProgress, Repository, RepositoryInfo, Secret, World,
 };
@@ -18,12 +18,12 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
+use super::open::IfMissing;
 use super::{keys, open};
 use crate::args::{InitArgs, RepositoryCommand};
 use crate::context::{Chosen, Context};
 use crate::exit::Exit;
 use crate::human;
-use crate::location::StoreUrl;
 use crate::output::Report;
 
 /// Runs `repository …`.
@@ -103,7 +103,7 @@ async fn init(context: &Context, args: InitArgs) -> Result<()> {
     };
     let chunk_bytes = u32::try_from(args.chunk_size.0)
         .map_err(|_| Error::new(Kind::Invalid, format!("--chunk-size {} is above 4 MiB", args.chunk_size)))?;
-    let stores = open::stores(&chosen, |StoreUrl::Directory(path)| open::opened(Local::create(path)))?;
+    let stores = open::stores(&chosen, IfMissing::Make).await?;
     let world = System::new();
     let recovery = args.recovery_key.as_deref().map(|path| RecoveryKey::make(path, &world)).transpose()?;
     let made = Repository::init(InitOptions {
@@ -190,7 +190,7 @@ struct Round {
 }
 
 async fn race(context: &Context) -> Result<Exit> {
-    let stores = open::stores(&context.repository()?, open::existing)?;
+    let stores = open::stores(&context.repository()?, IfMissing::Refuse).await?;
     let store = stores.log.as_ref().unwrap_or(&stores.packs);
     let world = System::new();
     let report = open::opened(probe::race(store, &|out| world.random(out)).await)?;

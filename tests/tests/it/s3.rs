@@ -1,0 +1,169 @@
+//! A repository in a bucket: everything that a directory does, over HTTP, with answers that get lost, and on a server
+//! that may not hold the log.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+use aquifer_testkit::{AccessKey, Aquifer, Fault, HttpProxy, Rule, S3Server, TempDir, tempdir};
+
+use crate::Outcome;
+use crate::rig::{ensure_same, sample, text};
+
+const BUCKET: &str = "offsite";
+
+/// A server with a bucket, a proxy in front of it, and an image to back up.
+struct Bucket {
+    folder: TempDir,
+    server: S3Server,
+    proxy: HttpProxy,
+    image: PathBuf,
+}
+
+impl Bucket {
+    fn new() -> Result<Bucket> {
+        let folder = tempdir()?;
+        let server = S3Server::start(folder.path())?;
+        server.make_bucket(BUCKET)?;
+        let proxy = HttpProxy::start(server.address())?;
+        let image = folder.path().join("stopped.raw");
+        sample(&image, 9 << 20)?;
+        Ok(Bucket { folder, server, proxy, image })
+    }
+
+    /// The repository's URL through this address, with the credentials of `key`.
+    fn url(&self, address: SocketAddr, key: &AccessKey) -> Result<String> {
+        let file = self.folder.path().join(format!("{}.credentials", key.id));
+        let AccessKey { id, secret } = key;
+        fs::write(&file, format!("[default]\naws_access_key_id = {id}\naws_secret_access_key = {secret}\n"))?;
+        Ok(format!("s3://{BUCKET}/main?endpoint=http://{address}&credentials-file={}", text(&file)))
+    }
+
+    /// A user whose repository is behind the proxy.
+    fn user(&self) -> Result<Aquifer> {
+        let any = AccessKey { id: "AKIAANY".into(), secret: "any".into() };
+        Ok(Aquifer::new(self.folder.path())?.at(self.url(self.proxy.address(), &any)?))
+    }
+
+    /// Backs up the image and proves that it comes back.
+    fn there_and_back(&self, aquifer: &Aquifer, name: &str) -> Outcome {
+        aquifer.backup(&["stopped", "--image", &format!("root={}", text(&self.image))])?;
+        let images = aquifer.restore("latest:stopped", &["root"], name)?;
+        ensure_same(&self.image, &images[0])
+    }
+}
+
+fn rule(method: &'static str, target: &str, times: usize, fault: Fault) -> Rule {
+    Rule { method, target: target.to_owned(), after: 0, times, fault }
+}
+
+#[test]
+#[ignore = "slow group s3"]
+fn every_command_works_on_a_bucket_and_no_local_state_is_needed() -> Outcome {
+    let bucket = Bucket::new()?;
+    let aquifer = bucket.user()?;
+    let made = aquifer.run(&["repository", "init"])?.ok()?.document()?;
+    let endpoint = bucket.proxy.address().to_string();
+    ensure!(made["packs"] == format!("s3://{BUCKET}/main at http://{endpoint}"), "{made}");
+    bucket.there_and_back(&aquifer, "first")?;
+    ensure!(aquifer.list()?.len() == 1);
+    fs::remove_dir_all(aquifer.state_dir())?;
+    fs::create_dir(aquifer.state_dir())?;
+    let images = aquifer.restore("latest:stopped", &["root"], "second")?;
+    ensure_same(&bucket.image, &images[0])?;
+    aquifer.run(&["verify", "--level", "chunks"])?.ok()?;
+    aquifer.run(&["repository", "rebuild-index"])?.ok()?;
+    aquifer.run(&["repository", "rebuild-index", "--from-packs"])?.ok()?;
+    let stats = aquifer.run(&["repository", "stats"])?.ok()?.document()?;
+    ensure!(stats["backups"] == 1 && stats["packs"].as_u64() > Some(0), "{stats}");
+    let info = aquifer.run(&["repository", "info"])?.ok()?.document()?;
+    ensure!(info["backups"] == 1 && info["open_sessions"] == 0, "{info}");
+    let probed = aquifer.run(&["repository", "probe"])?.ok()?.document()?;
+    ensure!(probed["passed"] == true && probed["left_behind"] == 0, "{probed}");
+    aquifer.run(&["repository", "init"])?.refused(5, "conflict", &["holds a repository already"])?;
+    Ok(())
+}
+
+#[test]
+#[ignore = "slow group s3"]
+fn a_backup_survives_lost_answers_storms_and_cut_bodies() -> Outcome {
+    let bucket = Bucket::new()?;
+    let aquifer = bucket.user()?;
+    let slow = Fault::Answer(503, Vec::new(), "<Error><Code>SlowDown</Code></Error>".into());
+    bucket.proxy.arm([
+        rule("PUT", "/log/", 2, Fault::LoseAnswer),
+        rule("PUT", "/packs/", 1, Fault::LoseAnswer),
+        rule("PUT", "/packs/", 1, slow),
+        rule("GET", "/packs/", 2, Fault::CutAnswer(1000)),
+        rule("GET", "list-type", 1, Fault::Drop),
+    ]);
+    aquifer.run(&["repository", "init"])?.ok()?;
+    bucket.there_and_back(&aquifer, "restored")?;
+    aquifer.run(&["verify", "--level", "chunks"])?.ok()?;
+    ensure!(aquifer.list()?.len() == 1);
+    Ok(())
+}
+
+#[test]
+#[ignore = "slow group s3"]
+fn a_backup_needs_no_right_to_delete() -> Outcome {
+    let bucket = Bucket::new()?;
+    let writer = bucket.server.make_user("writer", &["s3:PutObject", "s3:GetObject", "s3:ListBucket"])?;
+    bucket.server.guard()?;
+    let url = bucket.url(bucket.proxy.address(), &writer)?;
+    let aquifer = Aquifer::new(bucket.folder.path())?.at(url);
+    aquifer.run(&["repository", "init"])?.ok()?;
+    bucket.there_and_back(&aquifer, "restored")?;
+    Ok(())
+}
+
+#[test]
+#[ignore = "slow group s3"]
+fn a_server_that_does_not_create_atomically_holds_packs_but_not_the_log() -> Outcome {
+    let bucket = Bucket::new()?;
+    let aquifer = bucket.user()?;
+    let careless = || rule("PUT", "", usize::MAX, Fault::Without("if-none-match"));
+    bucket.proxy.arm([careless()]);
+    aquifer.run(&["repository", "probe"])?.with_code(9)?;
+    aquifer.run(&["repository", "init"])?.refused(9, "unsupported", &["16 16 16 16", "--log URL"])?;
+
+    bucket.proxy.arm([careless()]);
+    let log = text(&bucket.folder.path().join("log"));
+    let log = ["--log", log.as_str()];
+    aquifer.run(&[&["repository", "init"][..], &log].concat())?.ok()?;
+    let source = format!("root={}", text(&bucket.image));
+    aquifer.backup(&[&["stopped", "--image", &source][..], &log].concat())?;
+    let restored = bucket.folder.path().join("root.restored");
+    let disk = format!("root=raw:{}", text(&restored));
+    aquifer.run(&[&["restore", "latest:stopped", "--disk", &disk][..], &log].concat())?.ok()?;
+    ensure_same(&bucket.image, &restored)?;
+    // Without the log's store the bucket is not opened as if nothing were missing.
+    aquifer.run(&["list"])?.refused(3, "invalid", &["--log URL"])?;
+    Ok(())
+}
+
+#[test]
+#[ignore = "slow group s3"]
+fn each_failure_of_a_bucket_has_its_exit_code_and_says_why() -> Outcome {
+    let bucket = Bucket::new()?;
+    let aquifer = bucket.user()?;
+    aquifer.run(&["list"])?.refused(4, "not_found", &["holds no repository", "repository init"])?;
+    let server = bucket.server.address();
+    let nowhere = format!("s3://nowhere?endpoint=http://{server}");
+    let any = AccessKey { id: "AKIAANY".into(), secret: "any".into() };
+    let file = bucket.url(server, &any)?.split("credentials-file=").nth(1).unwrap_or_default().to_owned();
+    let at = |url: &str| aquifer.run(&["--repository", &format!("{url}&credentials-file={file}"), "list"]);
+    at(&nowhere)?.refused(4, "not_found", &["no such bucket"])?;
+    at("s3://offsite?endpoint=http://127.0.0.1:1")?.refused(7, "unavailable", &["127.0.0.1:1", "refused"])?;
+    let date = "Date: Sun, 06 Nov 1994 08:49:37 GMT".to_owned();
+    let skewed = "<Error><Code>RequestTimeTooSkewed</Code></Error>".to_owned();
+    bucket.proxy.arm([rule("GET", "", usize::MAX, Fault::Answer(403, vec![date], skewed))]);
+    aquifer.run(&["list"])?.refused(6, "denied", &["this host's clock is", "ahead of"])?;
+
+    bucket.server.make_user("somebody", &["s3:GetObject"])?;
+    bucket.server.guard()?;
+    bucket.proxy.arm([]);
+    aquifer.run(&["list"])?.refused(6, "denied", &["InvalidAccessKeyId", "credentials-file"])?;
+    Ok(())
+}
