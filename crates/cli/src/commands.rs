@@ -4,6 +4,7 @@
 
 mod backup;
 mod debug;
+mod delete;
 mod doctor;
 mod domain;
 mod dumpxml;
@@ -43,6 +44,8 @@ async fn run_short(context: &Context, command: Command) -> Result<Exit> {
     match command {
         Command::Repository(command) => return repository::run(context, command).await,
         Command::List(args) => list::run(context, args).await?,
+        Command::Delete(args) => delete::delete(context, args).await?,
+        Command::Undelete(args) => delete::undelete(context, args).await?,
         Command::Dumpxml { backup } => dumpxml::run(context, &backup).await?,
         Command::Doctor { nbd } => return doctor::run(context, nbd).await,
         Command::Debug(command) => debug::run(context, command).await?,

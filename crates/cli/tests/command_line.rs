@@ -71,7 +71,7 @@ fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-const COMMANDS: [&[&str]; 25] = [
+const COMMANDS: [&[&str]; 27] = [
     &[],
     &["repository"],
     &["repository", "init"],
@@ -88,6 +88,8 @@ const COMMANDS: [&[&str]; 25] = [
     &["dumpxml"],
     &["restore"],
     &["verify"],
+    &["delete"],
+    &["undelete"],
     &["domain"],
     &["domain", "list"],
     &["domain", "show"],

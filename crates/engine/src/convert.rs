@@ -98,7 +98,7 @@ fn repository_kind(error: &RepositoryError) -> Kind {
         E::AlreadyInitialised { .. } | E::NotEmpty { .. } | E::LastSlot { .. } => Kind::Conflict,
         E::IndexBusy { .. } | E::LogBusy { .. } => Kind::Conflict,
         E::DomainBusy { .. } | E::BackupExists { .. } | E::Fenced { .. } => Kind::Conflict,
-        E::PinLost { .. } | E::BaseForgotten { .. } => Kind::Conflict,
+        E::PinLost { .. } | E::BaseForgotten { .. } | E::BackupBusy { .. } => Kind::Conflict,
         E::AtomicCreate { .. } => Kind::Unsupported,
         E::WrongLogStore { .. } | E::StoresDiffer { .. } | E::ManySlots { .. } | E::NotEncrypted => {
             Kind::Invalid

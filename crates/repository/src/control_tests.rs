@@ -5,6 +5,7 @@
 
 mod bases;
 mod crash;
+mod deletion;
 mod faults;
 mod histories;
 mod index;

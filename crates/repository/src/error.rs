@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_format::id::{ChunkId, EntryHash, PackName, SessionId, SlotId, StoreId};
+use aquifer_format::log::SessionKind;
 use uuid::Uuid;
 
 /// The result of a repository operation.
@@ -280,6 +281,21 @@ pub enum Error {
         /// The backup.
         backup: Uuid,
     },
+    /// A backup that is to be deleted is being read.
+    #[error(
+        "backup {backup} is being read: a {} of host {host} has session {session} open on it; wait for its end, or end it with `aquifer collect --fence-after 0s` if that host is known to be dead",
+        doing(*kind)
+    )]
+    BackupBusy {
+        /// The backup.
+        backup: Uuid,
+        /// The session that reads it.
+        session: SessionId,
+        /// What it does.
+        kind: SessionKind,
+        /// Where it runs.
+        host: String,
+    },
     /// A pinned backup was dropped.
     #[error("backup {backup}, on which this session builds, was deleted meanwhile: run it again")]
     PinLost {
@@ -299,7 +315,7 @@ pub enum Error {
 
     // backups
     /// No such backup.
-    #[error("there is no backup {wanted}: see `aquifer list`")]
+    #[error("there is no backup {wanted}: see `aquifer list`, and `aquifer list --deleted`")]
     UnknownBackup {
         /// As asked for.
         wanted: String,
@@ -471,6 +487,18 @@ pub enum Error {
     /// A queue of the session was closed.
     #[error("the backup session has ended")]
     Closed,
+}
+
+/// What a session does, in a word.
+fn doing(kind: SessionKind) -> &'static str {
+    match kind {
+        SessionKind::Backup => "backup",
+        SessionKind::Restore => "restore",
+        SessionKind::Verify => "verification",
+        SessionKind::Export => "export",
+        SessionKind::Replicate => "replication",
+        SessionKind::Collect => "collection",
+    }
 }
 
 /// What can be done about a busy domain.

@@ -17,6 +17,7 @@ mod again;
 mod backups;
 mod checkpoints;
 mod dedup;
+mod delete;
 mod error;
 mod fate;
 mod index_sync;
@@ -68,6 +69,7 @@ pub use aquifer_store as store;
 pub use aquifer_index::Location;
 
 pub use backups::BackupInfo;
+pub use delete::{DeleteScope, Deleted, FORGET_DELAY, Undeleted};
 pub use error::{Error, Result};
 pub use fate::Fate;
 pub use index_sync::RebuildProgress;

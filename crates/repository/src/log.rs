@@ -113,7 +113,8 @@ impl Log {
         Ok(())
     }
 
-    /// Appends what `decide` makes of the state at the tip, again and again until a slot is won.
+    /// Appends what `decide` makes of the state at the tip, again and again until a slot is won. When it decides
+    /// nothing, nothing is appended.
     ///
     /// # Errors
     /// Those of `decide`, of [`Log::replay`] and of [`Log::append_to`]; [`Error::LogBusy`].
@@ -125,6 +126,9 @@ impl Log {
         for _ in 0..SLOT_TRIES {
             let state = self.replay_in(&mut turn).await?;
             let bodies = decide(&state)?;
+            if bodies.is_empty() {
+                return Ok(state.seq());
+            }
             if let Attempt::Landed(seq) = self.try_append(&mut turn, &state, bodies).await? {
                 return Ok(seq);
             }

@@ -24,9 +24,18 @@ pub(super) const VERIFY: &str = r#"JSON: {"event":"done","depth","seconds","clea
 Damage ends with exit code 8."#;
 
 /// `list`
-pub(super) const LIST: &str = r#"JSON: [{"uuid","parent","domain","created","state","level","description","labels","protected",
- "read_bytes","new_bytes","stored_bytes","disks":[{"name","size_bytes","mode"}]}], newest first.
+pub(super) const LIST: &str = r#"JSON: [{"uuid","parent","domain","created","state":"completed|deleted","level","description",
+ "labels","protected","deleted_until","read_bytes","new_bytes","stored_bytes","disks":[{"name",
+ "size_bytes","mode"}]}], newest first. A deleted parent's own parent takes its place.
 Long descriptions are cut here; dumpxml has them whole."#;
+
+/// `delete`
+pub(super) const DELETE: &str = r#"JSON: {"deleted","already","deleted_until"}: uuids, those that were deleted before, and until when
+they can at least be brought back. All are deleted or none; one that is being restored, verified
+or exported ends with exit code 5."#;
+
+/// `undelete`
+pub(super) const UNDELETE: &str = r#"JSON: {"restored","already"}: uuids, and those that were not deleted."#;
 
 /// `repository init` and `repository info`
 pub(super) const INFO: &str = r#"JSON: {"name","repository","version","encrypted","chunk_bytes","packs","log","log_entries",

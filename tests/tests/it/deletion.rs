@@ -1,0 +1,162 @@
+//! Deleting backups: none of the others depends on it, nobody who reads one loses it, and it can be undone.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use aquifer_testkit::{Aquifer, Server, TempDir, tempdir};
+
+use crate::Outcome;
+use crate::rig::{ensure_same, sample, text};
+
+/// Bytes of the disk; of every backup another eighth is other bytes.
+const BYTES: usize = 8 << 20;
+
+/// A domain `files` with backups of a disk that changed in between, and what the disk was each time.
+struct Chain {
+    folder: TempDir,
+    aquifer: Aquifer,
+    backups: Vec<(String, PathBuf)>,
+}
+
+impl Chain {
+    fn new(length: usize) -> Result<Chain> {
+        let folder = tempdir()?;
+        let aquifer = Aquifer::with_repository(folder.path())?;
+        let mut chain = Chain { folder, aquifer, backups: Vec::new() };
+        (0..length).try_for_each(|_| chain.extend())?;
+        Ok(chain)
+    }
+
+    /// One backup more.
+    fn extend(&mut self) -> Outcome {
+        let number = self.backups.len();
+        let image = self.folder.path().join(format!("{number}.raw"));
+        sample(&image, BYTES)?;
+        let mut disk = fs::read(&image)?;
+        let part = BYTES / 8;
+        let at = number % 8 * part;
+        disk[at..at + part].iter_mut().for_each(|byte| *byte ^= 0x5a);
+        fs::write(&image, disk)?;
+        let server = Server::nbdkit(self.folder.path(), &["--readonly", "file", &text(&image)])?;
+        let done = self.aquifer.backup(&["files", "--nbd", &format!("disk={}", server.uri(""))])?;
+        let uuid = done["uuid"].as_str().context("no uuid")?.to_owned();
+        self.backups.push((uuid, image));
+        Ok(())
+    }
+
+    fn uuid(&self, number: usize) -> &str {
+        &self.backups[number].0
+    }
+
+    /// Restores a backup and compares it with what the disk was.
+    fn prove(&self, number: usize, name: &str) -> Outcome {
+        let (uuid, image) = &self.backups[number];
+        let restored = self.aquifer.restore(uuid, &["disk"], name)?;
+        ensure_same(image, &restored[0])
+    }
+
+    /// The listed backups, newest first, each with its parent.
+    fn listed(&self) -> Result<Vec<(String, Option<String>)>> {
+        let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
+        let listed = self.aquifer.list()?.into_iter();
+        Ok(listed
+            .map(|backup| (text(&backup["uuid"]).unwrap_or_default(), text(&backup["parent"])))
+            .collect())
+    }
+}
+
+fn size_of(folder: &Path) -> Result<u64> {
+    let mut sum = 0;
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        sum += if entry.file_type()?.is_dir() { size_of(&entry.path())? } else { entry.metadata()?.len() };
+    }
+    Ok(sum)
+}
+
+#[test]
+#[ignore = "slow group deletion"]
+fn whichever_backup_of_a_chain_is_deleted_all_others_restore_byte_for_byte() -> Outcome {
+    for victim in 0..3 {
+        let chain = Chain::new(3)?;
+        let before = chain.listed()?;
+        chain.aquifer.run(&["delete", chain.uuid(victim)])?.ok()?;
+        let listed = chain.listed()?;
+        ensure!(listed.len() == 2 && listed.iter().all(|(uuid, _)| uuid != chain.uuid(victim)), "{listed:?}");
+        let deleted = chain.aquifer.run(&["list", "--deleted"])?.ok()?.document()?;
+        ensure!(deleted[0]["uuid"] == chain.uuid(victim) && deleted[0]["state"] == "deleted", "{deleted}");
+        for kept in (0..3).filter(|kept| *kept != victim) {
+            chain.prove(kept, &format!("without-{victim}"))?;
+        }
+        chain.aquifer.run(&["undelete", chain.uuid(victim)])?.ok()?;
+        ensure!(chain.listed()? == before, "undeleting does not bring back {before:?}");
+        chain.prove(victim, "undeleted")?;
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "slow group deletion"]
+fn the_child_of_a_deleted_backup_becomes_its_parents_and_the_next_backup_goes_on() -> Outcome {
+    let mut chain = Chain::new(3)?;
+    chain.aquifer.run(&["delete", chain.uuid(1)])?.ok()?;
+    let listed = chain.listed()?;
+    ensure!(listed[0] == (chain.uuid(2).to_owned(), Some(chain.uuid(0).to_owned())), "{listed:?}");
+    let xml = chain.aquifer.run(&["dumpxml", chain.uuid(2)])?.ok()?.output.clone();
+    ensure!(xml.contains(chain.uuid(0)) && !xml.contains(chain.uuid(1)), "{xml}");
+    // The newest goes too: the next backup compares with the oldest.
+    chain.aquifer.run(&["delete", chain.uuid(2)])?.ok()?;
+    chain.extend()?;
+    let listed = chain.listed()?;
+    ensure!(listed[0].1.as_deref() == Some(chain.uuid(0)), "{listed:?}");
+    chain.prove(3, "next")
+}
+
+#[test]
+#[ignore = "slow group deletion"]
+fn all_or_nothing_is_deleted_and_the_exit_codes_say_why() -> Outcome {
+    let chain = Chain::new(3)?;
+    let unknown = "00000000-0000-7000-8000-000000000000";
+    chain.aquifer.run(&["delete", chain.uuid(0), unknown])?.refused(4, "not_found", &[unknown])?;
+    chain.aquifer.run(&["delete"])?.with_code(2)?;
+    chain.aquifer.run(&["delete", chain.uuid(0), "--forget-delay", "soon"])?.with_code(2)?;
+    ensure!(chain.listed()?.len() == 3, "a refused deletion deleted something");
+    let done = chain.aquifer.run(&["delete", chain.uuid(1), "--all-children"])?.ok()?.document()?;
+    ensure!(done["deleted"] == serde_json::json!([chain.uuid(1), chain.uuid(2)]), "{done}");
+    let done = chain.aquifer.run(&["delete", chain.uuid(0), "--all"])?.ok()?.document()?;
+    ensure!(done["deleted"] == serde_json::json!([chain.uuid(0)]), "{done}");
+    ensure!(chain.listed()?.is_empty());
+    chain.aquifer.run(&["undelete", unknown])?.refused(4, "not_found", &[unknown])?;
+    let done =
+        chain.aquifer.run(&["undelete", chain.uuid(0), chain.uuid(1), chain.uuid(2)])?.ok()?.document()?;
+    ensure!(done["restored"].as_array().map(Vec::len) == Some(3), "{done}");
+    (0..3).try_for_each(|number| chain.prove(number, "back"))
+}
+
+#[test]
+#[ignore = "slow group deletion"]
+fn a_backup_is_not_deleted_under_a_restore() -> Outcome {
+    let chain = Chain::new(1)?;
+    let target = chain.folder.path().join("slow.raw");
+    fs::File::create(&target)?.set_len(BYTES as u64)?;
+    // Every write waits, so that the restore is still running when the deletion comes.
+    let server = Server::nbdkit(
+        chain.folder.path(),
+        &["--filter=delay", "file", &text(&target), "delay-write=200ms", "delay-zero=200ms"],
+    )?;
+    let volume = format!("disk={}", server.uri(""));
+    let restoring =
+        chain.aquifer.start(&["restore", chain.uuid(0), "--disk", &volume, "--rewrite-existing"])?;
+    aquifer_testkit::process::wait_for("the restore's session", crate::rig::SECOND * 60, || {
+        let info = chain.aquifer.run(&["repository", "info"])?.ok()?.document()?;
+        Ok((info["open_sessions"] == 1).then_some(()))
+    })?;
+    let other = chain.uuid(0);
+    chain.aquifer.run(&["delete", other])?.refused(5, "conflict", &[other, "restore"])?;
+    restoring.wait()?.ok()?;
+    ensure_same(&chain.backups[0].1, &target)?;
+    chain.aquifer.run(&["delete", other])?.ok()?;
+    ensure!(size_of(&chain.aquifer.repository())? > 0);
+    Ok(())
+}
