@@ -3,6 +3,8 @@
 //!
 //! Invariant: an error of a lower crate is kept as the source, never turned into text only.
 
+mod words;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +12,8 @@ use std::time::Duration;
 use aquifer_format::id::{ChunkId, EntryHash, PackName, SessionId, SlotId, StoreId};
 use aquifer_format::log::SessionKind;
 use uuid::Uuid;
+
+use words::{doing, way_out};
 
 /// The result of a repository operation.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -335,6 +339,29 @@ pub enum Error {
         domain: String,
     },
 
+    // collection
+    /// A backup's trees cannot be read whole, so what is garbage cannot be told.
+    #[error(
+        "backup {backup} cannot be read whole, so nothing can be collected: {source}; repair it, or delete it with `aquifer delete {backup} --forget-delay 0s`"
+    )]
+    RootUnreadable {
+        /// The backup.
+        backup: Uuid,
+        /// What is wrong with it.
+        source: Box<Error>,
+    },
+    /// A checkpoint is not what the log adds up to.
+    #[error(
+        "checkpoint {checkpoint} is not what the log's entries add up to, so the log is not cut short; keep a copy of the store, and report it"
+    )]
+    CheckpointDiffers {
+        /// Its entry.
+        checkpoint: u64,
+    },
+    /// The caller ended it.
+    #[error("stopped before it was complete")]
+    Stopped,
+
     // data plane
     /// No copy of a chunk is known.
     #[error(
@@ -487,37 +514,4 @@ pub enum Error {
     /// A queue of the session was closed.
     #[error("the backup session has ended")]
     Closed,
-}
-
-/// What a session does, in a word.
-fn doing(kind: SessionKind) -> &'static str {
-    match kind {
-        SessionKind::Backup => "backup",
-        SessionKind::Restore => "restore",
-        SessionKind::Verify => "verification",
-        SessionKind::Export => "export",
-        SessionKind::Replicate => "replication",
-        SessionKind::Collect => "collection",
-    }
-}
-
-/// What can be done about a busy domain.
-fn way_out(silent: Option<Duration>, fence_after: Duration) -> String {
-    match silent {
-        None => ", in a process that lives: wait for its end".to_owned(),
-        Some(silent) => format!(
-            "; no new heartbeat of it was seen for {}, and after {} it is ended as dead: run the backup again later, or with --fence-after 0s if that host is known to be dead",
-            spelt(silent),
-            spelt(fence_after)
-        ),
-    }
-}
-
-/// A duration in whole units: `1 h 30 min`, `47 min 5 s`, `0 s`.
-fn spelt(duration: Duration) -> String {
-    let seconds = duration.as_secs();
-    let units = [(seconds / 3600, "h"), (seconds / 60 % 60, "min"), (seconds % 60, "s")];
-    let said: Vec<_> =
-        units.iter().filter(|(count, _)| *count > 0).map(|(count, unit)| format!("{count} {unit}")).collect();
-    if said.is_empty() { "0 s".to_owned() } else { said.join(" ") }
 }

@@ -16,6 +16,7 @@
 mod again;
 mod backups;
 mod checkpoints;
+mod collect;
 mod dedup;
 mod delete;
 mod error;
@@ -49,6 +50,7 @@ mod verify;
 mod whole;
 mod world;
 mod writer;
+mod writing;
 mod zero;
 
 #[cfg(test)]
@@ -69,6 +71,9 @@ pub use aquifer_store as store;
 pub use aquifer_index::Location;
 
 pub use backups::BackupInfo;
+pub use collect::{
+    CollectReport, CollectRequest, DECISIONS_MAX, Decision, GRACE, PackFate, SeenSession, Tally,
+};
 pub use delete::{DeleteScope, Deleted, FORGET_DELAY, Undeleted};
 pub use error::{Error, Result};
 pub use fate::Fate;

@@ -15,7 +15,7 @@ use aquifer_format::log::State;
 use aquifer_index::{ChunkIndex, MemoryIndex, RocksIndex, RocksReader};
 use aquifer_store::{Bytes, Created, GetRange, ObjectStore};
 
-use crate::index_sync::Follower;
+use crate::index_sync::{Follower, knows_what_is_gone};
 use crate::log::{Log, LogParts, optional};
 use crate::nodes::MetaCache;
 use crate::overlay::Overlay;
@@ -161,10 +161,18 @@ async fn check_log_store(stores: &Stores, config: &RepositoryConfig, access: Acc
     if optional(store.head(&mark).await)?.is_none() {
         return Err(Error::WrongLogStore { store: store.describe(), expected: config.log_store });
     }
-    if access == Access::Write && store.create(&mark, Bytes::from(mark_body(config))).await? == Created::Won {
-        return Err(Error::AtomicCreate { store: store.describe(), winners: "the second of two".to_owned() });
+    if access == Access::Write { prove_log_store(stores, config).await } else { Ok(()) }
+}
+
+/// Creates the permanent mark of the log store again, which must fail: whoever decides anything relies on that.
+pub(crate) async fn prove_log_store(stores: &Stores, config: &RepositoryConfig) -> Result<()> {
+    let (store, mark) = (stores.of_log(), layout::store_mark(&config.log_store));
+    match store.create(&mark, Bytes::from(mark_body(config))).await? {
+        Created::Exists => Ok(()),
+        Created::Won => {
+            Err(Error::AtomicCreate { store: store.describe(), winners: "the second of two".to_owned() })
+        }
     }
-    Ok(())
 }
 
 /// What the permanent mark of the log store holds; text, for whoever looks.
@@ -233,9 +241,12 @@ impl IndexPlace<'_> {
         Ok(Arc::new(Overlay::new(base)))
     }
 
-    /// Segments that the index does not have yet.
+    /// Segments that the index does not have yet; all of them when it has to be made anew.
     fn lag(&self, base: Option<&RocksReader>) -> usize {
         let position = base.and_then(|base| base.position().ok().flatten());
+        if position.is_some_and(|position| !knows_what_is_gone(position.seq, &self.log.state())) {
+            return usize::MAX;
+        }
         self.log.state().segments_since(position.map_or(0, |position| position.seq)).len()
     }
 
