@@ -27,8 +27,8 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aquifer_format::SessionId;
 use aquifer_format::log::{Forgotten, SessionKind, State};
+use aquifer_format::{PackName, SessionId};
 use aquifer_index::PackSummary;
 use uuid::Uuid;
 
@@ -72,13 +72,16 @@ impl Repository {
         let (kind, pins) = (SessionKind::Collect, Vec::new());
         let purpose = Purpose { kind, domain: None, backup: None, pins, alone: None };
         let writing = Writing::open(self, parts, purpose, |_| Ok(())).await?;
-        match or_stopped(Box::pin(self.collect_in(&writing, request)), stop).await {
-            Ok(report) => writing.close().await.map(|()| report),
+        let mut report = match or_stopped(Box::pin(self.collect_in(&writing, request)), stop).await {
+            Ok(report) => report,
             Err(error) => {
                 writing.close_after_failure().await;
-                Err(error)
+                return Err(error);
             }
-        }
+        };
+        writing.close().await?;
+        self.delete_heartbeat(&writing.id(), &mut report).await?;
+        Ok(report)
     }
 
     /// Everything but the session.
@@ -102,7 +105,7 @@ impl Repository {
         }
         repack.finish().await?;
         let mut condemning = self.condemning(&mut marks, plan.candidates, &mut report);
-        Box::pin(condemning.run(writing, self.droppable_now())).await?;
+        Box::pin(condemning.run(writing)).await?;
         self.delete_packs(&plan.again, &mut report).await?;
         let due = self.due(&*self.log.replay().await?, Some(writing.id()), &marks, request);
         self.reap(due, &listing, &mut report).await?;
@@ -130,7 +133,7 @@ impl Repository {
         for pack in &due {
             report.deleted.add(listing.packs.get(pack).copied().unwrap_or(0));
         }
-        let dropped = droppable(&state, self.droppable_now());
+        let dropped = droppable(&state, self.world().wall_ms());
         let mut condemning = self.condemning(&mut marks, plan.candidates, &mut report);
         loop {
             let batch = condemning.choose(&state, &dropped).await?;
@@ -158,7 +161,7 @@ impl Repository {
             self.parts.index.packs()?.into_iter().map(|pack| (pack.pack, pack)).collect();
         let blobs = summaries.values().map(|pack| u64::from(pack.rows)).sum();
         let mut marks = Marks::new(blobs, u64::from_le_bytes(random(self.world().as_ref())));
-        let dropped = droppable(&state, self.droppable_now());
+        let dropped = droppable(&state, self.world().wall_ms());
         marks.walk(&self.parts, &state, &dropped).await?;
         let settings = &self.parts.settings;
         let mut plan = Plan::of(&listing.packs, &state, &summaries, &marks, settings, report);
@@ -169,7 +172,7 @@ impl Repository {
     fn condemning<'a>(
         self: &'a Arc<Self>,
         marks: &'a mut Marks,
-        candidates: BTreeMap<aquifer_format::PackName, Candidate>,
+        candidates: BTreeMap<PackName, Candidate>,
         report: &'a mut CollectReport,
     ) -> Condemning<'a> {
         let tables = Tables::new(&self.parts);
@@ -182,12 +185,8 @@ impl Repository {
         own: Option<SessionId>,
         marks: &Marks,
         request: &CollectRequest,
-    ) -> Vec<aquifer_format::PackName> {
+    ) -> Vec<PackName> {
         reap::due(state, own, &marks.endangered, request.grace, self.world().wall_ms())
-    }
-
-    fn droppable_now(&self) -> Droppable {
-        Droppable { now_ms: self.world().wall_ms() }
     }
 
     /// Counts what is known at the end.
@@ -211,15 +210,9 @@ struct Looked {
     plan: Plan,
 }
 
-/// The moment at which delays are measured.
-#[derive(Debug, Clone, Copy)]
-struct Droppable {
-    now_ms: u64,
-}
-
 /// Forgotten backups whose time has come and that nobody pins: they are no roots any more.
-fn droppable(state: &State, time: Droppable) -> BTreeSet<Uuid> {
-    let is_due = |mark: &Forgotten| mark.not_before_ms <= time.now_ms;
+fn droppable(state: &State, now_ms: u64) -> BTreeSet<Uuid> {
+    let is_due = |mark: &Forgotten| mark.not_before_ms <= now_ms;
     let forgotten =
         state.backups().iter().filter(|(_, backup)| backup.forgotten.as_ref().is_some_and(is_due));
     forgotten.map(|(backup, _)| *backup).filter(|backup| !state.is_pinned(backup)).collect()

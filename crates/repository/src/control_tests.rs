@@ -4,6 +4,8 @@
 //! A [`Host`] is one process's view: a store (possibly a failing one), a world with a seed, and maybe a state folder.
 
 mod bases;
+mod collection;
+mod collection_races;
 mod crash;
 mod deletion;
 mod faults;

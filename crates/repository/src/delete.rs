@@ -76,7 +76,7 @@ impl Repository {
             (done.already, done.deleted) = (already, backups.clone());
             Ok(body(backups, |backups| Body::Forget { backups, not_before_ms }))
         };
-        self.log.append(forget).await?;
+        self.log.append_if(forget).await?;
         Ok(done)
     }
 
@@ -93,14 +93,14 @@ impl Repository {
             (done.already, done.restored) = (already, backups.clone());
             Ok(body(backups, |backups| Body::Unforget { backups }))
         };
-        self.log.append(unforget).await?;
+        self.log.append_if(unforget).await?;
         Ok(done)
     }
 }
 
 /// The decision about `backups`; none when there are none.
-fn body(backups: Vec<Uuid>, decision: impl Fn(Vec<Uuid>) -> Body) -> Vec<Body> {
-    if backups.is_empty() { Vec::new() } else { vec![decision(backups)] }
+fn body(backups: Vec<Uuid>, decision: impl Fn(Vec<Uuid>) -> Body) -> Option<Vec<Body>> {
+    (!backups.is_empty()).then(|| vec![decision(backups)])
 }
 
 /// The named backups and those that go along.

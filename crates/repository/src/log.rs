@@ -113,8 +113,7 @@ impl Log {
         Ok(())
     }
 
-    /// Appends what `decide` makes of the state at the tip, again and again until a slot is won. When it decides
-    /// nothing, nothing is appended.
+    /// Appends what `decide` makes of the state at the tip, again and again until a slot is won.
     ///
     /// # Errors
     /// Those of `decide`, of [`Log::replay`] and of [`Log::append_to`]; [`Error::LogBusy`].
@@ -122,15 +121,24 @@ impl Log {
         &self,
         mut decide: impl FnMut(&State) -> Result<Vec<Body>> + Send,
     ) -> Result<u64> {
+        let appended = self.append_if(|state| decide(state).map(Some)).await?;
+        Ok(appended.unwrap_or_else(|| self.state().seq()))
+    }
+
+    /// As [`Log::append`], but when `decide` finds that there is nothing to decide, nothing is appended.
+    ///
+    /// # Errors
+    /// As [`Log::append`].
+    pub(crate) async fn append_if(
+        &self,
+        mut decide: impl FnMut(&State) -> Result<Option<Vec<Body>>> + Send,
+    ) -> Result<Option<u64>> {
         let mut turn = self.turn.lock().await;
         for _ in 0..SLOT_TRIES {
             let state = self.replay_in(&mut turn).await?;
-            let bodies = decide(&state)?;
-            if bodies.is_empty() {
-                return Ok(state.seq());
-            }
+            let Some(bodies) = decide(&state)? else { return Ok(None) };
             if let Attempt::Landed(seq) = self.try_append(&mut turn, &state, bodies).await? {
-                return Ok(seq);
+                return Ok(Some(seq));
             }
         }
         Err(Error::LogBusy { tries: SLOT_TRIES })

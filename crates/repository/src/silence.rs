@@ -209,11 +209,7 @@ impl Repository {
         let state = self.log.replay().await?;
         let mut told = Vec::new();
         for (&session, open) in state.sessions().iter().filter(|(session, _)| **session != own) {
-            let silence = self.silence_of(&session).await?;
-            let mut fenced = false;
-            if let Some(seen) = silence.filter(|seen| seen.silent >= fence_after) {
-                fenced = self.fence_open((session, open), seen).await?;
-            }
+            let (silence, fenced) = self.fence_open((session, open), fence_after).await?;
             let silent_s = silence.map(|seen| seen.silent.as_secs());
             let (kind, host) = (open.kind, open.host.clone());
             told.push(SeenSession { session, kind, host, silent_s, fenced });
@@ -221,17 +217,22 @@ impl Repository {
         Ok(told)
     }
 
-    /// Fences a session on whatever state it is open in; `false` when it ended by itself.
-    async fn fence_open(&self, (session, open): (SessionId, &OpenSession), seen: Silence) -> Result<bool> {
+    /// Fences a session that is silent for long enough; a lost slot means that it is looked at again.
+    async fn fence_open(
+        &self,
+        (session, open): (SessionId, &OpenSession),
+        fence_after: Duration,
+    ) -> Result<(Option<Silence>, bool)> {
         for _ in 0..FENCE_TRIES {
             let state = self.log.replay().await?;
-            if !state.sessions().contains_key(&session) {
-                return Ok(false);
+            let silence = self.silence_of(&session).await?;
+            let is_open = state.sessions().contains_key(&session);
+            let Some(seen) = silence.filter(|seen| is_open && seen.silent >= fence_after) else {
+                return Ok((silence, false));
+            };
+            if let Attempt::Landed(_) = self.fence(&state, (session, open), seen).await? {
+                return Ok((silence, true));
             }
-            if self.fence(&state, (session, open), seen).await? == Attempt::Lost {
-                continue;
-            }
-            return Ok(true);
         }
         Err(Error::LogBusy { tries: FENCE_TRIES })
     }

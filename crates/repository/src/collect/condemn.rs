@@ -14,10 +14,10 @@ use aquifer_format::log::{BlobPlace, Body};
 use aquifer_format::{ChunkId, PackName, State};
 use uuid::Uuid;
 
+use super::droppable;
 use super::marks::Marks;
 use super::report::{CollectReport, PackFate};
 use super::tables::{Table, Tables};
-use super::{Droppable, droppable};
 use crate::log::Attempt;
 use crate::parts::{Parts, is_live};
 use crate::repository::{Repository, blocking};
@@ -62,13 +62,13 @@ impl Condemning<'_> {
     ///
     /// # Errors
     /// [`Error::Fenced`], [`Error::LogBusy`], [`Error::RootUnreadable`], and those of the log and the stores.
-    pub(super) async fn run(&mut self, writing: &Writing, time: Droppable) -> Result<()> {
+    pub(super) async fn run(&mut self, writing: &Writing) -> Result<()> {
         let mut lost = 0;
         while lost < SLOT_TRIES {
             let state = self.repository.refresh().await?;
             // A fenced session may count on packs that are gone by now (docs/FORMAT.md, G5).
             writing.check_open(&state)?;
-            let dropped = droppable(&state, time);
+            let dropped = droppable(&state, self.repository.world().wall_ms());
             let batch = self.choose(&state, &dropped).await?;
             if batch.is_empty() && dropped.is_empty() {
                 return Ok(());

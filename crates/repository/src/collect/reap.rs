@@ -72,9 +72,9 @@ impl Repository {
             let reaped = |state: &State| {
                 let packs = gone.iter().filter(|pack| state.condemned().contains_key(pack));
                 let packs: Vec<_> = packs.copied().collect();
-                Ok(if packs.is_empty() { Vec::new() } else { vec![Body::Reaped { packs }] })
+                Ok((!packs.is_empty()).then(|| vec![Body::Reaped { packs }]))
             };
-            self.log.append(reaped).await?;
+            self.log.append_if(reaped).await?;
         }
         Ok(())
     }
@@ -117,6 +117,17 @@ impl Repository {
             report.heartbeats += u64::from(count(outcome, report));
         }
         self.delete_segments(&unnamed(listing, state), report).await
+    }
+
+    /// Deletes the heartbeat of the collection's own session, which has ended.
+    pub(super) async fn delete_heartbeat(
+        &self,
+        session: &SessionId,
+        report: &mut CollectReport,
+    ) -> Result<()> {
+        let outcome = delete(&*self.stores.packs, &layout::heartbeat(session)).await?;
+        count(outcome, report);
+        Ok(())
     }
 }
 

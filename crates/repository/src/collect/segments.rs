@@ -20,7 +20,7 @@ use crate::publish::{Publisher, SEGMENT_BYTES};
 use crate::repository::blocking;
 use crate::verify::walk::is_damage;
 use crate::writing::Writing;
-use crate::{Error, Result, layout};
+use crate::{Result, layout};
 
 /// A segment below this many stored bytes is small.
 const SMALL_BYTES: u64 = 1 << 20;
@@ -61,7 +61,7 @@ impl Writing {
     /// Merges segments, if it is worth it.
     ///
     /// # Errors
-    /// [`Error::Fenced`]; those of the log, the index and the store.
+    /// [`crate::Error::Fenced`]; those of the log, the index and the store.
     pub(super) async fn merge_segments(&self, listing: &Listing, report: &mut CollectReport) -> Result<()> {
         let repository = &self.repository;
         let state = repository.refresh().await?;

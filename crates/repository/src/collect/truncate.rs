@@ -7,7 +7,7 @@
 //! seen to be gone before the next.
 
 use aquifer_format::log::{Body, State, decode_checkpoint};
-use aquifer_store::{GetRange, ObjectStore};
+use aquifer_store::{GetRange, Key, ObjectStore};
 
 use super::reap::delete_one;
 use super::report::CollectReport;
@@ -26,9 +26,9 @@ impl Repository {
         if let Some(floor) = self.next_floor(&state).await? {
             let truncate = |state: &State| {
                 // Another collection may have cut further, and an older session cannot have come.
-                Ok(if state.floor() < floor { vec![Body::Truncate { floor }] } else { Vec::new() })
+                Ok((state.floor() < floor).then(|| vec![Body::Truncate { floor }]))
             };
-            self.log.append(truncate).await?;
+            self.log.append_if(truncate).await?;
         }
         let floor = self.state().floor();
         report.log_floor = floor;
@@ -105,7 +105,7 @@ async fn delete_below(store: &dyn ObjectStore, floor: u64) -> Result<u64> {
         let mut after = None;
         loop {
             let page = store.list(prefix, after.as_ref()).await?;
-            let number = |key| u64::from_str_radix(layout::last_part(key), 16).ok();
+            let number = |key: &Key| u64::from_str_radix(layout::last_part(key), 16).ok();
             for entry in &page.entries {
                 if number(&entry.key).is_none_or(|seq| seq >= floor) {
                     break;
