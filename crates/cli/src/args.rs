@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use self::jobs::{BackupArgs, RestoreArgs, VerifyArgs};
-use self::removal::{DeleteArgs, UndeleteArgs};
+use self::removal::{CollectArgs, DeleteArgs, UndeleteArgs};
 use self::values::{Named, Size};
 
 /// Backs up running virtual machines into an encrypted, deduplicating repository, and restores them byte-exact.
@@ -88,6 +88,8 @@ pub(crate) enum Command {
     Delete(DeleteArgs),
     /// Bring deleted backups back.
     Undelete(UndeleteArgs),
+    /// Free the space that no backup needs any more, while backups and restores go on.
+    Collect(CollectArgs),
     /// Show and clean up the domains of the configuration.
     #[command(subcommand)]
     Domain(DomainCommand),

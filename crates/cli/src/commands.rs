@@ -3,6 +3,7 @@
 //! Not here: parsing words, and deciding anything about data.
 
 mod backup;
+mod collect;
 mod debug;
 mod delete;
 mod doctor;
@@ -32,6 +33,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<Exit> {
         Command::Restore(args) => restore::run(context, args).await,
         Command::Verify(args) => verify::run(context, args).await,
         Command::Domain(command) => domain::run(context, command).await,
+        Command::Collect(args) => collect::run(context, args).await,
         // The others have nothing to clean up: whatever they were writing is not there yet, or is there whole.
         other => tokio::select! {
             end = run_short(context, other) => end,
@@ -54,6 +56,7 @@ async fn run_short(context: &Context, command: Command) -> Result<Exit> {
         | Command::Restore(_)
         | Command::Verify(_)
         | Command::Domain(_)
+        | Command::Collect(_)
         | Command::Completions { .. }
         | Command::Man { .. }
         | Command::Guard => {}

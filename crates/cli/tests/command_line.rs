@@ -71,7 +71,7 @@ fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-const COMMANDS: [&[&str]; 27] = [
+const COMMANDS: [&[&str]; 28] = [
     &[],
     &["repository"],
     &["repository", "init"],
@@ -90,6 +90,7 @@ const COMMANDS: [&[&str]; 27] = [
     &["verify"],
     &["delete"],
     &["undelete"],
+    &["collect"],
     &["domain"],
     &["domain", "list"],
     &["domain", "show"],

@@ -4,10 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use aquifer_testkit::{Aquifer, Server, TempDir, tempdir};
+use aquifer_testkit::{Aquifer, Server, TempDir, process, tempdir};
 
 use crate::Outcome;
-use crate::rig::{ensure_same, sample, text};
+use crate::rig::{SECOND, ensure_same, sample, text};
 
 /// Bytes of the disk; of every backup another eighth is other bytes.
 const BYTES: usize = 8 << 20;
@@ -43,6 +43,14 @@ impl Chain {
         let uuid = done["uuid"].as_str().context("no uuid")?.to_owned();
         self.backups.push((uuid, image));
         Ok(())
+    }
+
+    /// Waits until a session is open.
+    fn wait_session(&self) -> Outcome {
+        process::wait_for("a session", 60 * SECOND, || {
+            let info = self.aquifer.run(&["repository", "info"])?.ok()?.document()?;
+            Ok((info["open_sessions"] == 1).then_some(()))
+        })
     }
 
     fn uuid(&self, number: usize) -> &str {
@@ -148,15 +156,112 @@ fn a_backup_is_not_deleted_under_a_restore() -> Outcome {
     let volume = format!("disk={}", server.uri(""));
     let restoring =
         chain.aquifer.start(&["restore", chain.uuid(0), "--disk", &volume, "--rewrite-existing"])?;
-    aquifer_testkit::process::wait_for("the restore's session", crate::rig::SECOND * 60, || {
-        let info = chain.aquifer.run(&["repository", "info"])?.ok()?.document()?;
-        Ok((info["open_sessions"] == 1).then_some(()))
-    })?;
+    chain.wait_session()?;
     let other = chain.uuid(0);
     chain.aquifer.run(&["delete", other])?.refused(5, "conflict", &[other, "restore"])?;
     restoring.wait()?.ok()?;
     ensure_same(&chain.backups[0].1, &target)?;
     chain.aquifer.run(&["delete", other])?.ok()?;
-    ensure!(size_of(&chain.aquifer.repository())? > 0);
     Ok(())
+}
+
+#[test]
+#[ignore = "slow group deletion"]
+fn the_space_of_deleted_backups_comes_back_and_the_rest_restores_anywhere() -> Outcome {
+    for victim in 0..3 {
+        let chain = Chain::new(3)?;
+        let packs = chain.aquifer.repository().join("packs");
+        let (full, deleted) = (size_of(&packs)?, chain.uuid(victim));
+        // Not yet: it can still be brought back.
+        chain.aquifer.run(&["delete", deleted])?.ok()?;
+        chain.aquifer.run(&["collect", "--grace", "0s"])?.ok()?;
+        chain.aquifer.run(&["undelete", deleted])?.ok()?;
+        chain.prove(victim, "undeleted")?;
+        chain.aquifer.run(&["delete", deleted, "--forget-delay", "0s"])?.ok()?;
+        let plan = chain.aquifer.run(&["collect", "--dry-run", "--grace", "0s"])?.ok()?.document()?;
+        ensure!(plan["dropped"] == serde_json::json!([deleted]), "{plan}");
+        ensure!(size_of(&packs)? == full, "an explanation deleted something");
+        let done = chain.aquifer.run(&["collect", "--grace", "0s"])?.ok()?.document()?;
+        ensure!(
+            done["dropped"] == plan["dropped"] && done["condemned"] == plan["condemned"],
+            "{plan}\n{done}"
+        );
+        let left = size_of(&packs)?;
+        ensure!(left + BYTES as u64 / 8 <= full, "{full} bytes became {left}: {done}");
+        chain.aquifer.run(&["undelete", deleted])?.refused(4, "not_found", &[deleted])?;
+        // Another machine, with the repository and the password alone.
+        fs::rename(chain.aquifer.state_dir(), chain.folder.path().join("lost"))?;
+        fs::create_dir(chain.aquifer.state_dir())?;
+        for kept in (0..3).filter(|kept| *kept != victim) {
+            chain.prove(kept, &format!("collected-{victim}"))?;
+        }
+        let verified = chain.aquifer.run(&["verify", "--level", "chunks"])?.ok()?.document()?;
+        ensure!(verified["clean"] == true, "{verified}");
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "slow group deletion"]
+fn a_repository_without_backups_has_no_packs_left() -> Outcome {
+    let chain = Chain::new(2)?;
+    chain.aquifer.run(&["delete", chain.uuid(0), "--all", "--forget-delay", "0s"])?.ok()?;
+    let done = chain.aquifer.run(&["collect", "--grace", "0s"])?.ok()?.document()?;
+    ensure!(done["waiting"]["objects"] == 0 && done["kept"]["objects"] == 0, "{done}");
+    for folder in ["packs", "hb"] {
+        let left = size_of(&chain.aquifer.repository().join(folder))?;
+        ensure!(left == 0, "{left} bytes are left in {folder}");
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "slow group deletion"]
+fn a_collection_and_its_victims_restore_do_not_disturb_each_other() -> Outcome {
+    let chain = Chain::new(2)?;
+    let target = chain.folder.path().join("slow.raw");
+    fs::File::create(&target)?.set_len(BYTES as u64)?;
+    chain.aquifer.run(&["delete", chain.uuid(0), "--forget-delay", "0s"])?.ok()?;
+    let server = Server::nbdkit(
+        chain.folder.path(),
+        &["--filter=delay", "file", &text(&target), "delay-write=200ms", "delay-zero=200ms"],
+    )?;
+    let volume = format!("disk={}", server.uri(""));
+    let restoring =
+        chain.aquifer.start(&["restore", chain.uuid(0), "--disk", &volume, "--rewrite-existing"])?;
+    chain.wait_session()?;
+    let done = chain.aquifer.run(&["collect", "--grace", "0s"])?.ok()?.document()?;
+    ensure!(done["dropped"] == serde_json::json!([]), "dropped under a restore: {done}");
+    restoring.wait()?.ok()?;
+    ensure_same(&chain.backups[0].1, &target)?;
+    let done = chain.aquifer.run(&["collect", "--grace", "0s"])?.ok()?.document()?;
+    ensure!(done["dropped"] == serde_json::json!([chain.uuid(0)]), "{done}");
+    chain.prove(1, "after")
+}
+
+#[test]
+#[ignore = "slow group deletion"]
+fn a_collection_that_is_killed_anywhere_costs_nothing_but_another_one() -> Outcome {
+    let mut chain = Chain::new(4)?;
+    chain.aquifer.run(&["delete", chain.uuid(1), chain.uuid(2), "--forget-delay", "0s"])?.ok()?;
+    // Killed after each of its decisions, as far as it gets.
+    for decisions in 1..=6 {
+        let log = chain.aquifer.repository().join("log");
+        let before = fs::read_dir(&log)?.count();
+        let mut collecting = chain.aquifer.start(&["collect", "--grace", "0s"])?;
+        process::wait_for("a decision of the collection", 60 * SECOND, || {
+            let reached = fs::read_dir(&log)?.count() >= before + decisions;
+            Ok((reached || !collecting.process().is_running()).then_some(()))
+        })?;
+        collecting.process().kill()?;
+        drop(collecting);
+        chain.prove(0, &format!("killed-{decisions}"))?;
+        chain.prove(3, &format!("killed-{decisions}"))?;
+    }
+    chain.extend()?;
+    chain.aquifer.run(&["collect", "--grace", "0s"])?.ok()?;
+    let again = chain.aquifer.run(&["collect", "--grace", "0s"])?.ok()?.document()?;
+    let condemned = &again["condemned"]["objects"];
+    ensure!(*condemned == 0 && again["waiting"]["objects"] == 0, "something was left: {again}");
+    [0, 3, 4].into_iter().try_for_each(|number| chain.prove(number, "last"))
 }

@@ -37,6 +37,14 @@ or exported ends with exit code 5."#;
 /// `undelete`
 pub(super) const UNDELETE: &str = r#"JSON: {"restored","already"}: uuids, and those that were not deleted."#;
 
+/// `collect`
+pub(super) const COLLECT: &str = r#"JSON: {"dry_run","dropped","backups","nodes","packs","needed","in_progress","rewritten","condemned",
+ "kept","deleted","waiting","segments","heartbeats","log_entries","log_floor","missing","refused",
+ "sessions":[{"session","kind","host","silent_s","fenced"}],"decisions":[{"pack","bytes",
+ "fate":"unused|orphan|rewritten|kept","why"}],"more_decisions","foreign"}
+"packs" to "waiting" are {"objects","bytes"}. Condemned packs are deleted by a run that comes after
+the grace, once every session that was open when they were condemned has ended."#;
+
 /// `repository init` and `repository info`
 pub(super) const INFO: &str = r#"JSON: {"name","repository","version","encrypted","chunk_bytes","packs","log","log_entries",
  "writers","features","backups","open_sessions","state_dir"}; init adds "recovery_key", if made."#;

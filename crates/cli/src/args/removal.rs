@@ -1,9 +1,9 @@
-//! The arguments of the commands that take something away: `delete`, `undelete`.
+//! The arguments of the commands that take something away: `delete`, `undelete`, `collect`.
 
 use clap::Args;
 
 use super::documents;
-use super::values::Span;
+use super::values::{Size, Span};
 
 /// `delete`
 #[derive(Debug, Args)]
@@ -30,4 +30,23 @@ pub(crate) struct UndeleteArgs {
     /// The backups: uuids, or at least eight digits of them; `list --deleted` shows them.
     #[arg(value_name = "UUID", required = true)]
     pub(crate) backups: Vec<String>,
+}
+
+/// `collect`
+#[derive(Debug, Args)]
+#[command(after_long_help = documents::COLLECT)]
+pub(crate) struct CollectArgs {
+    /// Say what would be done and why; write and delete nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Most bytes to rewrite out of packs that are mostly garbage; 0 rewrites nothing [default: all that is worth it].
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) max_repack: Option<Size>,
+    /// How long packs that nobody needs stay before they are deleted.
+    #[arg(long, value_name = "DURATION", default_value = "24h")]
+    pub(crate) grace: Span,
+    /// End another host's session when no heartbeat of it was seen for so long; it beats every minute, and 0s ends it
+    /// at once. Until it ends, what it may count on stays.
+    #[arg(long, value_name = "DURATION", default_value = "1h")]
+    pub(crate) fence_after: Span,
 }
