@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use self::jobs::{BackupArgs, RestoreArgs, VerifyArgs};
-use self::removal::{CollectArgs, DeleteArgs, UndeleteArgs};
+use self::removal::{CollectArgs, DeleteArgs, ProtectArgs, PruneArgs, UndeleteArgs};
 use self::values::{Named, Size};
 
 /// Backs up running virtual machines into an encrypted, deduplicating repository, and restores them byte-exact.
@@ -88,6 +88,10 @@ pub(crate) enum Command {
     Delete(DeleteArgs),
     /// Bring deleted backups back.
     Undelete(UndeleteArgs),
+    /// Protect backups from being deleted and pruned.
+    Protect(ProtectArgs),
+    /// Delete the backups that a retention policy does not keep.
+    Prune(PruneArgs),
     /// Free the space that no backup needs any more, while backups and restores go on.
     Collect(CollectArgs),
     /// Show and clean up the domains of the configuration.

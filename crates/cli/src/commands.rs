@@ -12,6 +12,7 @@ mod dumpxml;
 mod keys;
 mod list;
 mod open;
+mod prune;
 mod repository;
 mod restore;
 mod verify;
@@ -48,6 +49,8 @@ async fn run_short(context: &Context, command: Command) -> Result<Exit> {
         Command::List(args) => list::run(context, args).await?,
         Command::Delete(args) => delete::delete(context, args).await?,
         Command::Undelete(args) => delete::undelete(context, args).await?,
+        Command::Protect(args) => delete::protect(context, args).await?,
+        Command::Prune(args) => prune::run(context, args).await?,
         Command::Dumpxml { backup } => dumpxml::run(context, &backup).await?,
         Command::Doctor { nbd } => return doctor::run(context, nbd).await,
         Command::Debug(command) => debug::run(context, command).await?,

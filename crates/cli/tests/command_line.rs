@@ -71,7 +71,7 @@ fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-const COMMANDS: [&[&str]; 28] = [
+const COMMANDS: [&[&str]; 30] = [
     &[],
     &["repository"],
     &["repository", "init"],
@@ -90,6 +90,8 @@ const COMMANDS: [&[&str]; 28] = [
     &["verify"],
     &["delete"],
     &["undelete"],
+    &["protect"],
+    &["prune"],
     &["collect"],
     &["domain"],
     &["domain", "list"],

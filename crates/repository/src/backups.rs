@@ -30,6 +30,8 @@ pub struct BackupInfo {
     pub record: ChunkId,
     /// Set while it is deleted and can be brought back.
     pub forgotten: Option<Forgotten>,
+    /// True while it cannot be deleted.
+    pub protected: bool,
 }
 
 impl BackupInfo {
@@ -41,6 +43,7 @@ impl BackupInfo {
             session: backup.session,
             record: backup.record,
             forgotten: backup.forgotten,
+            protected: backup.protected,
         }
     }
 }

@@ -54,7 +54,7 @@ impl Repository {
     /// is done.
     ///
     /// # Errors
-    /// [`Error::RootUnreadable`] when a backup's trees cannot be read whole, so that nobody can say what is garbage;
+    /// [`crate::RemovalError::RootUnreadable`] when a backup's trees cannot be read whole, so that nobody can say what is garbage;
     /// [`Error::Fenced`], [`Error::Stopped`]; those of the log, the stores and the index.
     pub async fn collect(
         self: &Arc<Self>,

@@ -14,6 +14,7 @@ mod index;
 mod interrupted;
 mod keys;
 mod log;
+mod pruning;
 mod sessions;
 mod silence;
 

@@ -1,4 +1,4 @@
-//! Deleting backups and bringing them back: marks in the log, and nothing else.
+//! Deleting backups, bringing them back, protecting them: marks in the log, and nothing else.
 //!
 //! A deleted backup keeps all its data for a delay, in which it can be brought back; after that a collection drops it.
 //! Its children need nothing of it: parents are provenance, every backup is complete.
@@ -16,7 +16,7 @@ use aquifer_format::log::{Body, OpenSession, SessionKind, State};
 use uuid::Uuid;
 
 use crate::repository::Repository;
-use crate::{Error, Result};
+use crate::{Error, RemovalError, Result};
 
 /// How long a deleted backup can be brought back, unless the caller says otherwise.
 pub const FORGET_DELAY: Duration = Duration::from_secs(7 * 24 * 60 * 60);
@@ -60,7 +60,7 @@ impl Repository {
     /// are deleted already stay as they are.
     ///
     /// # Errors
-    /// [`Error::UnknownBackup`]; [`Error::BackupBusy`] while a session reads one of them; those of the log. Nothing is
+    /// [`Error::UnknownBackup`]; [`RemovalError::Busy`] while a session reads one of them, [`RemovalError::Protected`]; those of the log. Nothing is
     /// deleted then.
     pub async fn delete(&self, named: &[Uuid], scope: DeleteScope, delay: Duration) -> Result<Deleted> {
         // A reader of this host that was killed holds nothing any more.
@@ -72,7 +72,7 @@ impl Repository {
             let (already, backups) = oldest_first(state, &chosen(state, named, scope)?)
                 .into_iter()
                 .partition::<Vec<_>, _>(|backup| is_forgotten(state, backup));
-            backups.iter().try_for_each(|backup| refuse_busy(state, backup))?;
+            backups.iter().try_for_each(|backup| refuse(state, backup))?;
             (done.already, done.deleted) = (already, backups.clone());
             Ok(body(backups, |backups| Body::Forget { backups, not_before_ms }))
         };
@@ -96,6 +96,35 @@ impl Repository {
         self.log.append_if(unforget).await?;
         Ok(done)
     }
+
+    /// Protects backups from deletion and pruning, or (`on` false) not any more.
+    ///
+    /// # Errors
+    /// [`Error::UnknownBackup`], [`RemovalError::Deleted`]; those of the log. Nothing is changed then.
+    pub async fn protect(&self, named: &[Uuid], on: bool) -> Result<Protected> {
+        let mut done = Protected { changed: Vec::new(), already: Vec::new() };
+        let protect = |state: &State| {
+            let backups = oldest_first(state, &chosen(state, named, DeleteScope::Only)?);
+            if let Some(backup) = backups.iter().find(|backup| is_forgotten(state, backup)) {
+                return Err(RemovalError::Deleted { backup: *backup }.into());
+            }
+            let is_so = |backup: &Uuid| is_protected(state, backup) == on;
+            let (already, backups) = backups.into_iter().partition::<Vec<_>, _>(is_so);
+            (done.already, done.changed) = (already, backups.clone());
+            Ok(body(backups, |backups| Body::Protect { backups, on }))
+        };
+        self.log.append_if(protect).await?;
+        Ok(done)
+    }
+}
+
+/// What became of protecting backups, or of ending that.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Protected {
+    /// Changed now, oldest first.
+    pub changed: Vec<Uuid>,
+    /// Were as they should be.
+    pub already: Vec<Uuid>,
 }
 
 /// The decision about `backups`; none when there are none.
@@ -142,6 +171,10 @@ fn is_forgotten(state: &State, backup: &Uuid) -> bool {
     state.backups().get(backup).is_some_and(|found| found.forgotten.is_some())
 }
 
+fn is_protected(state: &State, backup: &Uuid) -> bool {
+    state.backups().get(backup).is_some_and(|found| found.protected)
+}
+
 /// A session that reads `backup`. One that only builds on it is not in the way: its pin keeps the data.
 pub(crate) fn reader_of<'a>(state: &'a State, backup: &Uuid) -> Option<(&'a SessionId, &'a OpenSession)> {
     let reads = |open: &OpenSession| match open.kind {
@@ -151,12 +184,16 @@ pub(crate) fn reader_of<'a>(state: &'a State, backup: &Uuid) -> Option<(&'a Sess
     state.sessions().iter().find(|(_, open)| reads(open) && open.pins.contains(backup))
 }
 
-fn refuse_busy(state: &State, backup: &Uuid) -> Result<()> {
+/// An error when a backup must stay.
+fn refuse(state: &State, backup: &Uuid) -> Result<()> {
+    if is_protected(state, backup) {
+        return Err(RemovalError::Protected { backup: *backup }.into());
+    }
     match reader_of(state, backup) {
         None => Ok(()),
         Some((session, open)) => {
             let (backup, session, kind, host) = (*backup, *session, open.kind, open.host.clone());
-            Err(Error::BackupBusy { backup, session, kind, host })
+            Err(RemovalError::Busy { backup, session, kind, host }.into())
         }
     }
 }

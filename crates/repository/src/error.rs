@@ -3,6 +3,7 @@
 //!
 //! Invariant: an error of a lower crate is kept as the source, never turned into text only.
 
+mod removal;
 mod words;
 
 use std::path::PathBuf;
@@ -10,10 +11,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_format::id::{ChunkId, EntryHash, PackName, SessionId, SlotId, StoreId};
-use aquifer_format::log::SessionKind;
 use uuid::Uuid;
 
-use words::{doing, way_out};
+pub use removal::RemovalError;
+use words::way_out;
 
 /// The result of a repository operation.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -285,21 +286,6 @@ pub enum Error {
         /// The backup.
         backup: Uuid,
     },
-    /// A backup that is to be deleted is being read.
-    #[error(
-        "backup {backup} is being read: a {} of host {host} has session {session} open on it; wait for its end, or end it with `aquifer collect --fence-after 0s` if that host is known to be dead",
-        doing(*kind)
-    )]
-    BackupBusy {
-        /// The backup.
-        backup: Uuid,
-        /// The session that reads it.
-        session: SessionId,
-        /// What it does.
-        kind: SessionKind,
-        /// Where it runs.
-        host: String,
-    },
     /// A pinned backup was dropped.
     #[error("backup {backup}, on which this session builds, was deleted meanwhile: run it again")]
     PinLost {
@@ -339,25 +325,10 @@ pub enum Error {
         domain: String,
     },
 
-    // collection
-    /// A backup's trees cannot be read whole, so what is garbage cannot be told.
-    #[error(
-        "backup {backup} cannot be read whole, so nothing can be collected: {source}; repair it, or delete it with `aquifer delete {backup} --forget-delay 0s`"
-    )]
-    RootUnreadable {
-        /// The backup.
-        backup: Uuid,
-        /// What is wrong with it.
-        source: Box<Error>,
-    },
-    /// A checkpoint is not what the log adds up to.
-    #[error(
-        "checkpoint {checkpoint} is not what the log's entries add up to, so the log is not cut short; keep a copy of the store, and report it"
-    )]
-    CheckpointDiffers {
-        /// Its entry.
-        checkpoint: u64,
-    },
+    // deletion and collection
+    /// Something is not deleted, protected, pruned or collected.
+    #[error(transparent)]
+    Removal(#[from] RemovalError),
     /// The caller ended it.
     #[error("stopped before it was complete")]
     Stopped,

@@ -265,3 +265,30 @@ fn a_collection_that_is_killed_anywhere_costs_nothing_but_another_one() -> Outco
     ensure!(*condemned == 0 && again["waiting"]["objects"] == 0, "something was left: {again}");
     [0, 3, 4].into_iter().try_for_each(|number| chain.prove(number, "last"))
 }
+
+#[test]
+#[ignore = "slow group deletion"]
+fn a_policy_keeps_what_it_says_and_tells_why() -> Outcome {
+    let chain = Chain::new(4)?;
+    chain.aquifer.run(&["protect", chain.uuid(0)])?.ok()?;
+    let listed = chain.aquifer.list()?;
+    ensure!(listed[3]["protected"] == true && listed[2]["protected"] == false, "{listed:?}");
+    chain.aquifer.run(&["delete", chain.uuid(0)])?.refused(5, "conflict", &[chain.uuid(0), "protected"])?;
+    chain.aquifer.run(&["prune", "files"])?.refused(3, "invalid", &["--keep-daily"])?;
+    chain.aquifer.run(&["prune", "nobody", "--keep-last", "1"])?.refused(4, "not_found", &["nobody"])?;
+    let keep = ["prune", "--keep-last", "1", "--keep-daily", "3"];
+    let dry = chain.aquifer.run(&[&keep[..], &["--dry-run"]].concat())?.ok()?.document()?;
+    ensure!(chain.listed()?.len() == 4, "a dry run deleted something");
+    let done = chain.aquifer.run(&keep)?.ok()?.document()?;
+    ensure!(done["domains"] == dry["domains"], "{dry}\n{done}");
+    let (kept, dropped) = (&done["domains"][0]["kept"], &done["domains"][0]["dropped"]);
+    ensure!(kept[0]["uuid"] == chain.uuid(3) && kept[0]["reasons"][0] == "last 1 of 1", "{kept}");
+    ensure!(kept[1]["reasons"] == serde_json::json!(["protected"]), "{kept}");
+    ensure!(dropped[0]["uuid"] == chain.uuid(2) && dropped[1]["uuid"] == chain.uuid(1), "{dropped}");
+    chain.aquifer.run(&["undelete", chain.uuid(2), chain.uuid(1)])?.ok()?;
+    chain.aquifer.run(&["protect", "--off", chain.uuid(0)])?.ok()?;
+    chain.aquifer.run(&["prune", "--keep-last", "1"])?.refused(5, "conflict", &["3", "--force"])?;
+    chain.aquifer.run(&["prune", "--keep-last", "1", "--force"])?.ok()?;
+    ensure!(chain.listed()?.len() == 1);
+    chain.prove(3, "kept")
+}

@@ -37,6 +37,17 @@ or exported ends with exit code 5."#;
 /// `undelete`
 pub(super) const UNDELETE: &str = r#"JSON: {"restored","already"}: uuids, and those that were not deleted."#;
 
+/// `protect`
+pub(super) const PROTECT: &str =
+    r#"JSON: {"changed","already"}: uuids, and those that were as they should be."#;
+
+/// `prune`
+pub(super) const PRUNE: &str = r#"JSON: {"dry_run","deleted_until","domains":[{"domain","kept":[{"uuid","created","reasons":[…]}],
+ "dropped":[{"uuid","created","reasons":[…]}]}]}, newest first.
+A backup that any rule keeps stays. So do protected ones, ones that are being read, and, without
+--force, the newest backup of each disk that verifies. A run that would delete more than half of a
+domain's backups deletes nothing and ends with exit code 5, unless it is forced."#;
+
 /// `collect`
 pub(super) const COLLECT: &str = r#"JSON: {"dry_run","dropped","backups","nodes","packs","needed","in_progress","rewritten","condemned",
  "kept","deleted","waiting","segments","heartbeats","log_entries","log_floor","missing","refused",

@@ -1,4 +1,5 @@
-//! The arguments of the commands that take something away: `delete`, `undelete`, `collect`.
+//! The arguments of the commands that take something away, or keep it from that: `delete`, `undelete`, `protect`,
+//! `prune`, `collect`.
 
 use clap::Args;
 
@@ -49,4 +50,61 @@ pub(crate) struct CollectArgs {
     /// at once. Until it ends, what it may count on stays.
     #[arg(long, value_name = "DURATION", default_value = "1h")]
     pub(crate) fence_after: Span,
+}
+
+/// `protect`
+#[derive(Debug, Args)]
+#[command(after_long_help = documents::PROTECT)]
+pub(crate) struct ProtectArgs {
+    /// The backups: uuids, at least eight digits of them, or latest:DOMAIN.
+    #[arg(value_name = "UUID", required = true)]
+    pub(crate) backups: Vec<String>,
+    /// End the protection.
+    #[arg(long)]
+    pub(crate) off: bool,
+}
+
+/// `prune`
+#[derive(Debug, Args)]
+#[command(after_long_help = documents::PRUNE)]
+pub(crate) struct PruneArgs {
+    /// Only this domain [default: all that have backups].
+    pub(crate) domain: Option<String>,
+    /// Say what would be deleted and why; delete nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Delete even more than half of a domain's backups, and even the newest of a disk that verifies.
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// How long the deleted ones can be brought back.
+    #[arg(long, value_name = "DURATION", default_value = "7d")]
+    pub(crate) forget_delay: Span,
+    #[command(flatten)]
+    pub(crate) keep: KeepArgs,
+}
+
+/// What `prune` keeps.
+#[derive(Debug, Args)]
+#[command(
+    next_help_heading = "What to keep of each domain, in UTC [default: its `retention` in the configuration]"
+)]
+pub(crate) struct KeepArgs {
+    /// The newest N.
+    #[arg(long, value_name = "N")]
+    pub(crate) keep_last: Option<u32>,
+    /// The newest of each of the newest N hours that have one.
+    #[arg(long, value_name = "N")]
+    pub(crate) keep_hourly: Option<u32>,
+    /// The same for days.
+    #[arg(long, value_name = "N")]
+    pub(crate) keep_daily: Option<u32>,
+    /// The same for weeks, which begin on Monday.
+    #[arg(long, value_name = "N")]
+    pub(crate) keep_weekly: Option<u32>,
+    /// The same for months.
+    #[arg(long, value_name = "N")]
+    pub(crate) keep_monthly: Option<u32>,
+    /// The same for years.
+    #[arg(long, value_name = "N")]
+    pub(crate) keep_yearly: Option<u32>,
 }

@@ -1,4 +1,4 @@
-//! `delete` and `undelete`: which backups, and what became of them.
+//! `delete`, `undelete` and `protect`: which backups, and what became of them.
 
 use aquifer_engine::Result;
 use aquifer_engine::repository::{DeleteScope, Repository};
@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::list::timestamp;
 use super::open;
-use crate::args::removal::{DeleteArgs, UndeleteArgs};
+use crate::args::removal::{DeleteArgs, ProtectArgs, UndeleteArgs};
 use crate::context::Context;
 use crate::human;
 use crate::output::Report;
@@ -25,6 +25,15 @@ struct Deleted {
 #[derive(Debug, Serialize)]
 struct Undeleted {
     restored: Vec<Uuid>,
+    already: Vec<Uuid>,
+}
+
+/// What protecting did.
+#[derive(Debug, Serialize)]
+struct Protected {
+    #[serde(skip)]
+    on: bool,
+    changed: Vec<Uuid>,
     already: Vec<Uuid>,
 }
 
@@ -56,6 +65,16 @@ pub(crate) async fn undelete(context: &Context, args: UndeleteArgs) -> Result<()
     context.output.report(&Undeleted { restored: done.restored, already: done.already })
 }
 
+/// Runs `protect`.
+///
+/// # Errors
+/// `NotFound` for an unknown backup, `Conflict` for a deleted one.
+pub(crate) async fn protect(context: &Context, args: ProtectArgs) -> Result<()> {
+    let repository = open::reader(context).await?;
+    let done = repository.protect(&resolved(&repository, &args.backups)?, !args.off).await?;
+    context.output.report(&Protected { on: !args.off, changed: done.changed, already: done.already })
+}
+
 fn resolved(repository: &Repository, wanted: &[String]) -> Result<Vec<Uuid>> {
     wanted.iter().map(|wanted| Ok(repository.resolve(wanted)?)).collect()
 }
@@ -76,6 +95,16 @@ impl Report for Deleted {
 impl Report for Undeleted {
     fn human(&self) -> String {
         lines("brought back", &self.restored) + &lines("was not deleted", &self.already)
+    }
+}
+
+impl Report for Protected {
+    fn human(&self) -> String {
+        let (now, before) = match self.on {
+            true => ("protected", "was protected before"),
+            false => ("not protected any more", "was not protected"),
+        };
+        lines(now, &self.changed) + &lines(before, &self.already)
     }
 }
 

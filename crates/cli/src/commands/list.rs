@@ -68,7 +68,7 @@ impl Listed {
     /// # Errors
     /// `Corrupt` when its time is none.
     fn new(backup: BackupInfo) -> Result<Self> {
-        let BackupInfo { summary, parent, forgotten, .. } = backup;
+        let BackupInfo { summary, parent, forgotten, protected, .. } = backup;
         Ok(Listed {
             uuid: summary.backup,
             parent,
@@ -78,7 +78,7 @@ impl Listed {
             level: summary.level,
             description: summary.description,
             labels: summary.labels,
-            protected: false,
+            protected,
             deleted_until: forgotten.map(|mark| timestamp(mark.not_before_ms)).transpose()?,
             read_bytes: summary.read_bytes,
             new_bytes: summary.new_bytes,
@@ -176,7 +176,16 @@ mod tests {
         };
         let session = SessionId::new([1; 10], 2);
         let record = ChunkId([2; 32]);
-        Listed::new(BackupInfo { summary, parent: None, seq: 3, session, record, forgotten }).unwrap()
+        Listed::new(BackupInfo {
+            summary,
+            parent: None,
+            seq: 3,
+            session,
+            record,
+            forgotten,
+            protected: false,
+        })
+        .unwrap()
     }
 
     fn selected(args: ListArgs) -> Vec<u128> {

@@ -61,7 +61,7 @@ impl Condemning<'_> {
     /// Condemns every candidate that can go, and drops the forgotten backups whose time has come.
     ///
     /// # Errors
-    /// [`Error::Fenced`], [`Error::LogBusy`], [`Error::RootUnreadable`], and those of the log and the stores.
+    /// [`Error::Fenced`], [`Error::LogBusy`], [`crate::RemovalError::RootUnreadable`], and those of the log and the stores.
     pub(super) async fn run(&mut self, writing: &Writing) -> Result<()> {
         let mut lost = 0;
         while lost < SLOT_TRIES {

@@ -18,7 +18,7 @@ use crate::parts::{Parts, is_live};
 use crate::repository::blocking;
 use crate::trees::TreeSpec;
 use crate::verify::walk::{Step, Walk};
-use crate::{Error, Result};
+use crate::{Error, RemovalError, Result};
 
 /// Ids that are looked up at one time.
 const LOOKUP_IDS: usize = 4096;
@@ -84,7 +84,7 @@ impl Marks {
     /// to `state`.
     ///
     /// # Errors
-    /// [`Error::RootUnreadable`] for a record or a tree node that cannot be read; those of the index.
+    /// [`crate::RemovalError::RootUnreadable`] for a record or a tree node that cannot be read; those of the index.
     pub(super) async fn walk(
         &mut self,
         parts: &Parts,
@@ -122,7 +122,8 @@ impl Marks {
     }
 
     async fn backup(&mut self, parts: &Parts, state: &State, backup: Uuid, record: ChunkId) -> Result<()> {
-        let unreadable = |error: Error| Error::RootUnreadable { backup, source: Box::new(error) };
+        let unreadable =
+            |error: Error| Error::from(RemovalError::RootUnreadable { backup, source: Box::new(error) });
         let plain = parts.read_meta(aquifer_format::BlobKind::Record, &record).await.map_err(unreadable)?;
         let decoded = Record::decode(&plain).map_err(|error| unreadable(error.into()))?;
         let mut ids = vec![record];

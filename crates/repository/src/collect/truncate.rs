@@ -14,13 +14,13 @@ use super::report::CollectReport;
 use crate::checkpoints::CHECKPOINT_ENTRIES;
 use crate::log::{Log, optional, slot};
 use crate::repository::Repository;
-use crate::{Error, Result, layout};
+use crate::{Error, RemovalError, Result, layout};
 
 impl Repository {
     /// Truncates the log if there is enough of it, and finishes a truncation that was cut short.
     ///
     /// # Errors
-    /// [`Error::CheckpointDiffers`]; those of the log and its stores.
+    /// [`crate::RemovalError::CheckpointDiffers`]; those of the log and its stores.
     pub(super) async fn truncate(&self, report: &mut CollectReport) -> Result<()> {
         let state = self.log.replay().await?;
         if let Some(floor) = self.next_floor(&state).await? {
@@ -59,7 +59,7 @@ impl Log {
     /// Derives the states of `checkpoints` (ascending) again from `from` on, and holds the stored ones against them.
     ///
     /// # Errors
-    /// [`Error::CheckpointDiffers`], [`Error::Object`] for one that does not open, [`Error::LogGap`], and those of the
+    /// [`crate::RemovalError::CheckpointDiffers`], [`Error::Object`] for one that does not open, [`Error::LogGap`], and those of the
     /// store.
     async fn prove(
         &self,
@@ -76,7 +76,7 @@ impl Log {
                 self.apply(&mut state, &entry)?;
             }
             if self.stored_checkpoint(checkpoint).await? != state {
-                return Err(Error::CheckpointDiffers { checkpoint });
+                return Err(RemovalError::CheckpointDiffers { checkpoint }.into());
             }
             if let Some(mirror) = &self.parts.mirror {
                 let key = layout::checkpoint(checkpoint);

@@ -13,8 +13,8 @@ use super::silence::beating;
 use super::{Host, backup, begin, listed, restore, uuid};
 use crate::rig::{noise, run, store_disk};
 use crate::{
-    Access, CollectReport, CollectRequest, DeleteScope, Error, FENCE_AFTER, PackFate, Repository, Result,
-    TreeSpec, layout,
+    Access, CollectReport, CollectRequest, DeleteScope, Error, FENCE_AFTER, PackFate, RemovalError,
+    Repository, Result, TreeSpec, layout,
 };
 
 const CHUNK: usize = super::CHUNK_BYTES as usize;
@@ -316,7 +316,10 @@ fn a_backup_that_cannot_be_walked_ends_the_collection_before_it_decides() {
         let other = host.open(Access::Read).await.unwrap();
         let before = keys(&store, "packs/").await;
         let error = collect(&other).await.unwrap_err();
-        assert!(matches!(&error, Error::RootUnreadable { backup, .. } if *backup == uuid(1)), "{error}");
+        assert!(
+            matches!(&error, Error::Removal(RemovalError::RootUnreadable { backup, .. }) if *backup == uuid(1)),
+            "{error}"
+        );
         assert_eq!(keys(&store, "packs/").await, before);
         assert!(other.state().condemned().is_empty() && other.state().sessions().is_empty());
         // The way out that the message names.

@@ -15,7 +15,7 @@ use super::interrupted::Interrupted;
 use super::{Host, backup, begin, listed, record_of, restore, store_and_commit, uuid};
 use crate::checkpoints::CHECKPOINT_ENTRIES;
 use crate::rig::{run, store_disk};
-use crate::{Access, BeginBackup, CollectRequest, DeleteScope, Error, Repository, layout};
+use crate::{Access, BeginBackup, CollectRequest, DeleteScope, Error, RemovalError, Repository, layout};
 
 /// A repository in which backup 1 is deleted and backup 2 is not, of disks that have nothing in common.
 async fn one_deleted(store: &Memory) -> Arc<Repository> {
@@ -328,7 +328,10 @@ fn an_open_session_keeps_the_log_from_its_slot_on_and_a_wrong_checkpoint_keeps_a
         let object = aquifer_format::encode_checkpoint(repository.ring(), [9; 32], &forged).unwrap();
         store.put(&key, object.into()).await.unwrap();
         let error = collect(&repository).await.unwrap_err();
-        assert!(matches!(error, Error::CheckpointDiffers { checkpoint } if checkpoint == seq), "{error}");
+        assert!(
+            matches!(error, Error::Removal(RemovalError::CheckpointDiffers { checkpoint }) if checkpoint == seq),
+            "{error}"
+        );
         assert_eq!(repository.refresh().await.unwrap().floor(), 1);
     });
 }

@@ -8,7 +8,7 @@ use aquifer_store::Memory;
 
 use super::{Host, backup, begin, listed, restore, uuid};
 use crate::rig::{noise, run};
-use crate::{Access, BeginBackup, DeleteScope, Error, FORGET_DELAY, Repository};
+use crate::{Access, BeginBackup, DeleteScope, Error, FORGET_DELAY, RemovalError, Repository};
 
 /// Backups 1 to 3 of `web`, each read against the one before, and backup 4 of `db`.
 async fn chain(store: &Memory) -> Arc<Repository> {
@@ -106,7 +106,10 @@ fn a_backup_that_is_read_is_not_deleted_and_nothing_with_it_is() {
         let reading = other.begin_read(SessionKind::Restore, vec![uuid(3)]).await.unwrap();
         let refused = repository.delete(&[uuid(1), uuid(3)], DeleteScope::Only, FORGET_DELAY).await;
         let error = refused.unwrap_err();
-        assert!(matches!(&error, Error::BackupBusy { backup, .. } if *backup == uuid(3)), "{error}");
+        assert!(
+            matches!(&error, Error::Removal(RemovalError::Busy { backup, .. }) if *backup == uuid(3)),
+            "{error}"
+        );
         assert!(error.to_string().contains("a restore of host "), "{error}");
         assert_eq!(visible(&repository).len(), 4);
         reading.close().await.unwrap();
