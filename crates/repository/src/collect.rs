@@ -34,6 +34,7 @@ use uuid::Uuid;
 
 use crate::presence::Purpose;
 use crate::repository::Repository;
+use crate::settings::Weakness;
 use crate::world::random;
 use crate::writing::Writing;
 use crate::{Error, Result, open};
@@ -186,7 +187,8 @@ impl Repository {
         marks: &Marks,
         request: &CollectRequest,
     ) -> Vec<PackName> {
-        reap::due(state, own, &marks.endangered, request.grace, self.world().wall_ms())
+        let wait = !self.parts.settings.lacks(Weakness::OlderSessionsIgnored);
+        reap::due(state, own, &marks.endangered, request.grace, self.world().wall_ms(), wait)
     }
 
     /// Counts what is known at the end.

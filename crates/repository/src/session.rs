@@ -21,6 +21,7 @@ use crate::plane::Plane;
 use crate::presence::Purpose;
 use crate::publish::Publisher;
 use crate::repository::{Access, Repository};
+use crate::settings::Weakness;
 use crate::writing::Writing;
 use crate::{Error, Result};
 
@@ -195,6 +196,9 @@ impl BackupSession {
 
     /// Stores anew what this backup shares with packs that were condemned since it looked (W4). Says whether it did.
     async fn heal(&self, state: &State, healed: &mut HashSet<PackName>) -> Result<bool> {
+        if self.plane.parts().settings.lacks(Weakness::NoRecheckAtCommit) {
+            return Ok(false);
+        }
         let dead = |pack: &PackName| !state.is_live(pack) && !healed.contains(pack);
         let condemned: Vec<_> = self.plane.dependencies().into_iter().filter(dead).collect();
         for pack in &condemned {

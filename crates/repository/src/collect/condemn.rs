@@ -17,10 +17,11 @@ use uuid::Uuid;
 use super::droppable;
 use super::marks::Marks;
 use super::report::{CollectReport, PackFate};
-use super::tables::{Table, Tables};
+use super::tables::{TABLES_AT_ONCE, Table, Tables};
 use crate::log::Attempt;
 use crate::parts::{Parts, is_live};
 use crate::repository::{Repository, blocking};
+use crate::settings::Weakness;
 use crate::writing::Writing;
 use crate::{Error, Result};
 
@@ -86,7 +87,9 @@ impl Condemning<'_> {
     /// The next packs that can go on `state`; candidates that cannot are given up.
     pub(super) async fn choose(&mut self, state: &State, dropped: &BTreeSet<Uuid>) -> Result<Vec<PackName>> {
         let parts = self.repository.parts().clone();
-        self.marks.walk(&parts, state, dropped).await?;
+        if !parts.settings.lacks(Weakness::StaleMark) {
+            self.marks.walk(&parts, state, dropped).await?;
+        }
         // Others were faster.
         self.candidates
             .retain(|pack, _| !state.condemned().contains_key(pack) && !state.reaped().contains(pack));
@@ -99,8 +102,10 @@ impl Condemning<'_> {
             self.candidates.get(*pack).is_some_and(|candidate| candidate.checked_at <= self.marks.roots())
         };
         let unchecked: Vec<PackName> = batch.iter().filter(stale).copied().collect();
-        for (pack, table) in self.tables.read(&unchecked).await? {
-            self.check(&parts, state, pack, table).await?;
+        for few in unchecked.chunks(TABLES_AT_ONCE) {
+            for (pack, table) in self.tables.read(few).await? {
+                self.check(&parts, state, pack, table).await?;
+            }
         }
         // What they rely on must still stand on this very state.
         let fallen: Vec<PackName> = batch

@@ -16,6 +16,7 @@ use super::filter::Filter;
 use crate::dedup::IdSet;
 use crate::parts::{Parts, is_live};
 use crate::repository::blocking;
+use crate::settings::Weakness;
 use crate::trees::TreeSpec;
 use crate::verify::walk::{Step, Walk};
 use crate::{Error, RemovalError, Result};
@@ -92,7 +93,10 @@ impl Marks {
         dropped: &BTreeSet<Uuid>,
     ) -> Result<()> {
         let unwalked = |backup: &&Uuid| !dropped.contains(backup) && !self.walked.contains(backup);
-        let roots: Vec<Uuid> = state.backups().keys().filter(unwalked).copied().collect();
+        let mut roots: Vec<Uuid> = state.backups().keys().filter(unwalked).copied().collect();
+        if parts.settings.lacks(Weakness::PinsIgnored) {
+            roots.retain(|backup| state.backups()[backup].forgotten.is_none());
+        }
         for backup in roots {
             let Some(found) = state.backups().get(&backup) else { continue };
             self.backup(parts, state, backup, found.record).await?;

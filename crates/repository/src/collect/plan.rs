@@ -13,6 +13,7 @@ use super::condemn::Candidate;
 use super::marks::Marks;
 use super::report::{CollectReport, PackFate};
 use crate::Settings;
+use crate::settings::Weakness;
 
 /// A pack to be rewritten.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +53,7 @@ impl Plan {
                 plan.again.push(pack);
             } else if state.condemned().contains_key(&pack) {
                 // Its turn comes later.
-            } else if state.has_ended(&pack.session) {
+            } else if state.has_ended(&pack.session) || settings.lacks(Weakness::OwnersIgnored) {
                 plan.decide(pack, bytes, state, summaries.get(&pack), marks, report);
             } else if state.sessions().contains_key(&pack.session) {
                 report.in_progress.add(bytes);

@@ -40,8 +40,9 @@ pub(super) fn due(
     endangered: &BTreeSet<PackName>,
     grace: Duration,
     now_ms: u64,
+    wait_for_older: bool,
 ) -> Vec<PackName> {
-    let others = state.sessions().keys().filter(|session| Some(**session) != own);
+    let others = state.sessions().keys().filter(|session| wait_for_older && Some(**session) != own);
     let oldest = others.map(SessionId::open_seq).min().unwrap_or(u64::MAX);
     let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
     let is_due = |mark: &Condemned| {

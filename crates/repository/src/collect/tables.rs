@@ -17,8 +17,8 @@ use crate::rebuild::read_rows;
 use crate::verify::walk::is_damage;
 use crate::{Error, Result, layout};
 
-/// Tables read at one time.
-const AT_ONCE: usize = 16;
+/// Tables to read at one time: what bounds the memory for them.
+pub(super) const TABLES_AT_ONCE: usize = 16;
 /// Tables kept for comparing; one of a full data pack has some hundred rows.
 const TABLES_KEPT: usize = 64;
 
@@ -45,22 +45,20 @@ impl Tables {
         Tables { parts: parts.clone(), kept: VecDeque::new() }
     }
 
-    /// The tables of `packs`, several at a time.
+    /// The tables of `packs`, all at a time: [`TABLES_AT_ONCE`] or fewer.
     ///
     /// # Errors
     /// When the store does not answer.
     pub(super) async fn read(&self, packs: &[PackName]) -> Result<BTreeMap<PackName, Table>> {
         let mut tables = BTreeMap::new();
-        for few in packs.chunks(AT_ONCE) {
-            let mut reading = JoinSet::new();
-            for pack in few {
-                let (parts, pack) = (self.parts.clone(), *pack);
-                reading.spawn(async move { Ok::<_, Error>((pack, read_one(&parts, &pack).await?)) });
-            }
-            while let Some(read) = reading.join_next().await {
-                let (pack, table) = read.map_err(|_| Error::Closed)??;
-                tables.insert(pack, table);
-            }
+        let mut reading = JoinSet::new();
+        for pack in packs {
+            let (parts, pack) = (self.parts.clone(), *pack);
+            reading.spawn(async move { Ok::<_, Error>((pack, read_one(&parts, &pack).await?)) });
+        }
+        while let Some(read) = reading.join_next().await {
+            let (pack, table) = read.map_err(|_| Error::Closed)??;
+            tables.insert(pack, table);
         }
         Ok(tables)
     }

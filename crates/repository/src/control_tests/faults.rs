@@ -45,7 +45,18 @@ pub(super) struct Faulty {
     fault: Fault,
     calls: Arc<AtomicU64>,
     late: Arc<Mutex<Vec<(u64, Write)>>>,
+    interruption: Arc<Interruption>,
     overwritten: Arc<Mutex<Vec<String>>>,
+}
+
+/// What happens before which call.
+#[derive(Default)]
+struct Interruption(Mutex<Option<(u64, BoxFuture<'static, ()>)>>);
+
+impl std::fmt::Debug for Interruption {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Interruption")
+    }
 }
 
 /// What becomes of one call.
@@ -66,8 +77,14 @@ impl Faulty {
             fault,
             calls: Arc::default(),
             late: Arc::default(),
+            interruption: Arc::default(),
             overwritten: Arc::default(),
         }
+    }
+
+    /// Lets this happen before a call, which waits for it.
+    pub(super) fn interrupt_at(&self, call: u64, event: BoxFuture<'static, ()>) {
+        *self.interruption.0.lock().unwrap() = Some((call, event));
     }
 
     pub(super) fn calls(&self) -> u64 {
@@ -117,6 +134,10 @@ impl Faulty {
         }
         let now = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
         self.deliver(now).await;
+        let due = self.interruption.0.lock().unwrap().take_if(|(call, _)| *call <= now);
+        if let Some((_, event)) = due {
+            event.await;
+        }
         match self.fault {
             Fault::StopBefore(at) if now >= at => Fate::Refuse,
             Fault::StopAfter(at) if now > at => Fate::Refuse,
