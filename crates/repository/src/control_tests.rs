@@ -110,7 +110,13 @@ impl Host {
     /// A host without a state folder; hosts of different seeds draw different names.
     fn new(seed: u64, store: &(impl ObjectStore + Clone + 'static)) -> Self {
         let stores = Stores { packs: Arc::new(store.clone()), log: None };
-        Self { stores, world: Seeded::new(seed), state_dir: None, secret: Some(secret("correct horse")), weakness: None }
+        Self {
+            stores,
+            world: Seeded::new(seed),
+            state_dir: None,
+            secret: Some(secret("correct horse")),
+            weakness: None,
+        }
     }
 
     fn with_state(mut self, folder: &Path) -> Self {

@@ -60,7 +60,7 @@ impl Chain {
     /// Restores a backup and compares it with what the disk was.
     fn prove(&self, number: usize, name: &str) -> Outcome {
         let (uuid, image) = &self.backups[number];
-        let restored = self.aquifer.restore(uuid, &["disk"], name)?;
+        let restored = self.aquifer.restore(uuid, &["disk"], &format!("{number}-{name}"))?;
         ensure_same(image, &restored[0])
     }
 
@@ -151,7 +151,7 @@ fn a_backup_is_not_deleted_under_a_restore() -> Outcome {
     // Every write waits, so that the restore is still running when the deletion comes.
     let server = Server::nbdkit(
         chain.folder.path(),
-        &["--filter=delay", "file", &text(&target), "delay-write=200ms", "delay-zero=200ms"],
+        &["--filter=delay", "file", &text(&target), "delay-write=3", "delay-zero=3"],
     )?;
     let volume = format!("disk={}", server.uri(""));
     let restoring =
@@ -174,7 +174,7 @@ fn the_space_of_deleted_backups_comes_back_and_the_rest_restores_anywhere() -> O
         let (full, deleted) = (size_of(&packs)?, chain.uuid(victim));
         // Not yet: it can still be brought back.
         chain.aquifer.run(&["delete", deleted])?.ok()?;
-        chain.aquifer.run(&["collect", "--grace", "0s"])?.ok()?;
+        chain.aquifer.run(&["collect", "--grace", "0s", "--max-repack", "0"])?.ok()?;
         chain.aquifer.run(&["undelete", deleted])?.ok()?;
         chain.prove(victim, "undeleted")?;
         chain.aquifer.run(&["delete", deleted, "--forget-delay", "0s"])?.ok()?;
@@ -224,7 +224,7 @@ fn a_collection_and_its_victims_restore_do_not_disturb_each_other() -> Outcome {
     chain.aquifer.run(&["delete", chain.uuid(0), "--forget-delay", "0s"])?.ok()?;
     let server = Server::nbdkit(
         chain.folder.path(),
-        &["--filter=delay", "file", &text(&target), "delay-write=200ms", "delay-zero=200ms"],
+        &["--filter=delay", "file", &text(&target), "delay-write=3", "delay-zero=3"],
     )?;
     let volume = format!("disk={}", server.uri(""));
     let restoring =

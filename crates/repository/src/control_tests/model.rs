@@ -162,8 +162,7 @@ impl Story {
             let (mut pins, mut spec) = (Vec::new(), TreeSpec { root: None, size_bytes: 0 });
             if let Some((base, record)) = tree {
                 let before = self.book.lock().unwrap().backups[&base].content.clone();
-                let changed: BTreeSet<u64> =
-                    (0..CHUNKS as u64).filter(|_| self.one_in(3)).collect();
+                let changed: BTreeSet<u64> = (0..CHUNKS as u64).filter(|_| self.one_in(3)).collect();
                 for (at, chunk) in content.iter_mut().enumerate() {
                     if !changed.contains(&(at as u64)) {
                         *chunk = before[at];
@@ -242,7 +241,8 @@ impl Story {
             faulty.settle().await;
             done
         };
-        let outcome = outcome.await.map(|done| (done.dropped.len(), done.condemned.objects, done.deleted.objects));
+        let outcome =
+            outcome.await.map(|done| (done.dropped.len(), done.condemned.objects, done.deleted.objects));
         self.tell(depth, &format!("collect, fence after {fence_after:?}: {outcome:?}"));
     }
 
@@ -367,7 +367,8 @@ fn the_protocol_as_it_is_keeps_every_promise() {
 /// The first seed at which a weakness shows.
 fn noticed(weakness: Weakness) -> u64 {
     let found = (0..BUDGET).find_map(|seed| one(seed, Some(weakness)).err().map(|broken| (seed, broken)));
-    let (seed, broken) = found.unwrap_or_else(|| panic!("{weakness:?} was not noticed in {BUDGET} histories"));
+    let (seed, broken) =
+        found.unwrap_or_else(|| panic!("{weakness:?} was not noticed in {BUDGET} histories"));
     println!("{weakness:?} shows at seed {seed}: {}", broken.lines().next().unwrap_or_default());
     seed
 }
