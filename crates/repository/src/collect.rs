@@ -188,7 +188,9 @@ impl Repository {
         request: &CollectRequest,
     ) -> Vec<PackName> {
         let wait = !self.parts.settings.lacks(Weakness::OlderSessionsIgnored);
-        reap::due(state, own, &marks.endangered, request.grace, self.world().wall_ms(), wait)
+        let endangered =
+            if self.parts.settings.has_net() { marks.endangered.clone() } else { BTreeSet::new() };
+        reap::due(state, own, &endangered, request.grace, self.world().wall_ms(), wait)
     }
 
     /// Counts what is known at the end.

@@ -9,7 +9,7 @@ use aquifer_testkit::{Aquifer, Server, TempDir, process, tempdir};
 use crate::Outcome;
 use crate::rig::{SECOND, ensure_same, sample, text};
 
-/// Bytes of the disk; of every backup another eighth is other bytes.
+/// Bytes of the disk. Its first quarter never changes, the others are other bytes in every backup.
 const BYTES: usize = 8 << 20;
 
 /// A domain `files` with backups of a disk that changed in between, and what the disk was each time.
@@ -34,9 +34,8 @@ impl Chain {
         let image = self.folder.path().join(format!("{number}.raw"));
         sample(&image, BYTES)?;
         let mut disk = fs::read(&image)?;
-        let part = BYTES / 8;
-        let at = number % 8 * part;
-        disk[at..at + part].iter_mut().for_each(|byte| *byte ^= 0x5a);
+        let mask = u8::try_from(number + 1)?;
+        disk[BYTES / 4..].iter_mut().for_each(|byte| *byte ^= mask);
         fs::write(&image, disk)?;
         let server = Server::nbdkit(self.folder.path(), &["--readonly", "file", &text(&image)])?;
         let done = self.aquifer.backup(&["files", "--nbd", &format!("disk={}", server.uri(""))])?;
@@ -187,7 +186,7 @@ fn the_space_of_deleted_backups_comes_back_and_the_rest_restores_anywhere() -> O
             "{plan}\n{done}"
         );
         let left = size_of(&packs)?;
-        ensure!(left + BYTES as u64 / 8 <= full, "{full} bytes became {left}: {done}");
+        ensure!(left + BYTES as u64 / 4 <= full, "{full} bytes became {left}: {done}");
         chain.aquifer.run(&["undelete", deleted])?.refused(4, "not_found", &[deleted])?;
         // Another machine, with the repository and the password alone.
         fs::rename(chain.aquifer.state_dir(), chain.folder.path().join("lost"))?;
@@ -253,7 +252,8 @@ fn a_collection_that_is_killed_anywhere_costs_nothing_but_another_one() -> Outco
             let reached = fs::read_dir(&log)?.count() >= before + decisions;
             Ok((reached || !collecting.process().is_running()).then_some(()))
         })?;
-        collecting.process().kill()?;
+        // It may have ended by itself: then there was nothing to kill.
+        let _ = collecting.process().kill();
         drop(collecting);
         chain.prove(0, &format!("killed-{decisions}"))?;
         chain.prove(3, &format!("killed-{decisions}"))?;

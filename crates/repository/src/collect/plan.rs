@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use aquifer_format::pack::{BLOB_TAG_BYTES, FOOTER_BYTES, PACK_HEADER_BYTES, ROW_BYTES};
 use aquifer_format::{PackKind, PackName, State};
 use aquifer_index::PackSummary;
 
@@ -22,7 +23,15 @@ pub(super) struct Sparse {
     pub(super) bytes: u64,
     /// Bytes of the blobs that are needed.
     pub(super) needed_bytes: u64,
+    /// Bytes of all its blobs: what is left without header, table and footer.
+    blob_bytes: u64,
     kind: PackKind,
+}
+
+/// What a pack of `rows` blobs takes beside them.
+fn overhead_bytes(rows: u32) -> u64 {
+    let fixed = PACK_HEADER_BYTES + BLOB_TAG_BYTES + FOOTER_BYTES;
+    fixed as u64 + u64::from(rows) * ROW_BYTES as u64
 }
 
 /// What is to be done.
@@ -90,7 +99,9 @@ impl Plan {
         let damaged = state.quarantined_packs().contains(&pack)
             || state.quarantined_blobs().iter().any(|place| place.pack == pack);
         if let Some(summary) = summary.filter(|_| !damaged) {
-            self.rewrite.push(Sparse { pack, bytes, needed_bytes: found.bytes, kind: summary.kind });
+            let blob_bytes = bytes.saturating_sub(overhead_bytes(summary.rows));
+            let (needed_bytes, kind) = (found.bytes, summary.kind);
+            self.rewrite.push(Sparse { pack, bytes, needed_bytes, blob_bytes, kind });
         }
     }
 
@@ -99,7 +110,7 @@ impl Plan {
     fn choose_rewrites(&mut self, settings: &Settings) {
         let all = std::mem::take(&mut self.rewrite);
         let (mut chosen, dense): (Vec<Sparse>, Vec<Sparse>) =
-            all.into_iter().partition(|pack| pack.needed_bytes.saturating_mul(2) < pack.bytes);
+            all.into_iter().partition(|pack| pack.needed_bytes.saturating_mul(2) < pack.blob_bytes);
         for (kind, target) in
             [(PackKind::Data, settings.pack_bytes), (PackKind::Meta, settings.meta_pack_bytes)]
         {

@@ -33,7 +33,7 @@ const CONTENTS: u64 = 9;
 const OPERATIONS: usize = 14;
 const DEPTH_MAX: usize = 3;
 /// Histories of the protocol as it is.
-const SOUND_SEEDS: u64 = 40;
+const SOUND_SEEDS: u64 = 24;
 /// Histories within which a weakness must be noticed.
 const BUDGET: u64 = 400;
 
