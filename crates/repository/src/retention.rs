@@ -37,6 +37,9 @@ pub(crate) struct Dated {
     pub(crate) created_ms: u64,
 }
 
+/// Names the hour, day, … in which a time lies.
+type Period = fn(u64) -> String;
+
 impl KeepRules {
     /// True when no rule keeps anything.
     pub fn is_empty(&self) -> bool {
@@ -49,7 +52,7 @@ impl KeepRules {
         for (number, dated) in (1..=self.last).zip(backups) {
             reasons.entry(dated.backup).or_default().push(format!("last {number} of {}", self.last));
         }
-        let rules: [(u32, &str, fn(u64) -> String); 5] = [
+        let rules: [(u32, &str, Period); 5] = [
             (self.hourly, "hourly", hour),
             (self.daily, "daily", day),
             (self.weekly, "weekly", week),

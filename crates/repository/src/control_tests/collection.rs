@@ -179,7 +179,7 @@ fn condemned_packs_stay_for_the_grace_and_go_after_it() {
         assert_eq!(collect().await.unwrap().deleted.objects, 0);
         host.world.now_ms.fetch_add(2 * 3_600_000, Ordering::Relaxed);
         assert_eq!(collect().await.unwrap().deleted.objects, packs.len() as u64);
-        assert_eq!(keys(&store, "packs/").await, [String::new(); 0]);
+        assert!(keys(&store, "packs/").await.is_empty());
     });
 }
 
