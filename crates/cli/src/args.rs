@@ -8,6 +8,7 @@
 
 mod documents;
 pub(crate) mod jobs;
+pub(crate) mod removal;
 pub(crate) mod values;
 
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use self::jobs::{BackupArgs, RestoreArgs, VerifyArgs};
+use self::removal::{CollectArgs, DeleteArgs, ProtectArgs, PruneArgs, UndeleteArgs};
 use self::values::{Named, Size};
 
 /// Backs up running virtual machines into an encrypted, deduplicating repository, and restores them byte-exact.
@@ -82,6 +84,16 @@ pub(crate) enum Command {
     Restore(RestoreArgs),
     /// Prove that stored backups can be restored.
     Verify(VerifyArgs),
+    /// Delete backups; for a while they can be brought back. All others stay whole, whatever they were read against.
+    Delete(DeleteArgs),
+    /// Bring deleted backups back.
+    Undelete(UndeleteArgs),
+    /// Protect backups from being deleted and pruned.
+    Protect(ProtectArgs),
+    /// Delete the backups that a retention policy does not keep.
+    Prune(PruneArgs),
+    /// Free the space that no backup needs any more, while backups and restores go on.
+    Collect(CollectArgs),
     /// Show and clean up the domains of the configuration.
     #[command(subcommand)]
     Domain(DomainCommand),
@@ -185,6 +197,9 @@ pub(crate) struct ListArgs {
     /// Only the newest backup of each domain.
     #[arg(long)]
     pub(crate) latest: bool,
+    /// Only deleted backups, which `undelete` can bring back.
+    #[arg(long)]
+    pub(crate) deleted: bool,
 }
 
 /// `domain …`

@@ -3,13 +3,16 @@
 //! Not here: parsing words, and deciding anything about data.
 
 mod backup;
+mod collect;
 mod debug;
+mod delete;
 mod doctor;
 mod domain;
 mod dumpxml;
 mod keys;
 mod list;
 mod open;
+mod prune;
 mod repository;
 mod restore;
 mod verify;
@@ -31,6 +34,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<Exit> {
         Command::Restore(args) => restore::run(context, args).await,
         Command::Verify(args) => verify::run(context, args).await,
         Command::Domain(command) => domain::run(context, command).await,
+        Command::Collect(args) => collect::run(context, args).await,
         // The others have nothing to clean up: whatever they were writing is not there yet, or is there whole.
         other => tokio::select! {
             end = run_short(context, other) => end,
@@ -43,6 +47,10 @@ async fn run_short(context: &Context, command: Command) -> Result<Exit> {
     match command {
         Command::Repository(command) => return repository::run(context, command).await,
         Command::List(args) => list::run(context, args).await?,
+        Command::Delete(args) => delete::delete(context, args).await?,
+        Command::Undelete(args) => delete::undelete(context, args).await?,
+        Command::Protect(args) => delete::protect(context, args).await?,
+        Command::Prune(args) => prune::run(context, args).await?,
         Command::Dumpxml { backup } => dumpxml::run(context, &backup).await?,
         Command::Doctor { nbd } => return doctor::run(context, nbd).await,
         Command::Debug(command) => debug::run(context, command).await?,
@@ -51,6 +59,7 @@ async fn run_short(context: &Context, command: Command) -> Result<Exit> {
         | Command::Restore(_)
         | Command::Verify(_)
         | Command::Domain(_)
+        | Command::Collect(_)
         | Command::Completions { .. }
         | Command::Man { .. }
         | Command::Guard => {}

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use aquifer_engine::repository::KeepRules;
 use aquifer_engine::{Error, Kind, Result};
 use serde::{Deserialize, Deserializer};
 
@@ -76,9 +77,29 @@ pub(crate) struct DomainConfig {
     pub(crate) tls_certificates: Option<PathBuf>,
     pub(crate) tls_creds: Option<String>,
     pub(crate) quiesce: Option<QuiesceMode>,
+    pub(crate) retention: Option<Retention>,
     /// Our name of a disk, and how QEMU names it; a disk without one keeps QEMU's.
     #[serde(default)]
     pub(crate) disks: BTreeMap<String, String>,
+}
+
+/// `retention = { daily = 7, weekly = 5 }`: what `prune` keeps of the domain.
+#[derive(Debug, Clone, Copy, Default, Deserialize, serde::Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Retention {
+    pub(crate) last: u32,
+    pub(crate) hourly: u32,
+    pub(crate) daily: u32,
+    pub(crate) weekly: u32,
+    pub(crate) monthly: u32,
+    pub(crate) yearly: u32,
+}
+
+impl From<Retention> for KeepRules {
+    fn from(retention: Retention) -> Self {
+        let Retention { last, hourly, daily, weekly, monthly, yearly } = retention;
+        KeepRules { last, hourly, daily, weekly, monthly, yearly }
+    }
 }
 
 impl Config {

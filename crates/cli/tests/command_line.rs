@@ -71,7 +71,7 @@ fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-const COMMANDS: [&[&str]; 25] = [
+const COMMANDS: [&[&str]; 30] = [
     &[],
     &["repository"],
     &["repository", "init"],
@@ -88,6 +88,11 @@ const COMMANDS: [&[&str]; 25] = [
     &["dumpxml"],
     &["restore"],
     &["verify"],
+    &["delete"],
+    &["undelete"],
+    &["protect"],
+    &["prune"],
+    &["collect"],
     &["domain"],
     &["domain", "list"],
     &["domain", "show"],

@@ -2,9 +2,9 @@
 //! context, and the way out where the message does not say it already.
 
 use aquifer_nbd::Error as NbdError;
-use aquifer_repository::Error as RepositoryError;
 use aquifer_repository::format::Error as FormatError;
 use aquifer_repository::store::Error as StoreError;
+use aquifer_repository::{Error as RepositoryError, RemovalError};
 
 use crate::error::{Error, Kind};
 
@@ -109,6 +109,8 @@ fn repository_kind(error: &RepositoryError) -> Kind {
             std::io::ErrorKind::PermissionDenied => Kind::Denied,
             _ => Kind::Unavailable,
         },
+        E::Stopped => Kind::Cancelled,
+        E::Removal(error) => removal_kind(error),
         E::OutcomeUnknown { .. } => Kind::Unavailable,
         E::NoLog { .. } | E::NoSlot { .. } | E::RolledBack { .. } | E::OtherHistory { .. } => Kind::Corrupt,
         E::LogGap { .. } | E::NotKept { .. } | E::CheckpointAhead { .. } => Kind::Corrupt,
@@ -116,6 +118,16 @@ fn repository_kind(error: &RepositoryError) -> Kind {
         // The first failure of a session is what made the later ones fail.
         E::SessionFailed { cause } => repository_kind(cause),
         _ => Kind::Internal,
+    }
+}
+
+fn removal_kind(error: &RemovalError) -> Kind {
+    match error {
+        RemovalError::NoRules { .. } => Kind::Invalid,
+        RemovalError::RootUnreadable { source, .. } => repository_kind(source),
+        RemovalError::CheckpointDiffers { .. } => Kind::Corrupt,
+        // Somebody holds it, or protects it: from this very request, too.
+        _ => Kind::Conflict,
     }
 }
 

@@ -166,6 +166,13 @@ pub enum Body {
         /// The backups.
         backups: Vec<Uuid>,
     },
+    /// Backups are protected from being marked, or not any more.
+    Protect {
+        /// The backups.
+        backups: Vec<Uuid>,
+        /// Whether they are protected from here on.
+        on: bool,
+    },
     /// Packs may be deleted after the grace, and forgotten backups are no roots any more.
     Condemn {
         /// The packs, by their current names.

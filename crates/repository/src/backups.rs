@@ -3,7 +3,7 @@
 //! Invariant: a backup is listed if and only if its `Commit` is in the log and no collection dropped it.
 
 use aquifer_format::id::{ChunkId, SessionId};
-use aquifer_format::log::{Backup, Forgotten};
+use aquifer_format::log::{Backup, Forgotten, State};
 use aquifer_format::pack::BlobKind;
 use aquifer_format::record::{CommitSummary, Record};
 use uuid::Uuid;
@@ -19,6 +19,9 @@ const PREFIX_DIGITS: usize = 8;
 pub struct BackupInfo {
     /// What the `Commit` says.
     pub summary: CommitSummary,
+    /// The nearest of its ancestors that is still listed. A deleted parent's own parent takes its place; of one that
+    /// was dropped nothing is known any more.
+    pub parent: Option<Uuid>,
     /// The log entry of the `Commit`.
     pub seq: u64,
     /// The session that made it.
@@ -27,25 +30,45 @@ pub struct BackupInfo {
     pub record: ChunkId,
     /// Set while it is deleted and can be brought back.
     pub forgotten: Option<Forgotten>,
+    /// True while it cannot be deleted.
+    pub protected: bool,
 }
 
-impl From<&Backup> for BackupInfo {
-    fn from(backup: &Backup) -> Self {
+impl BackupInfo {
+    fn of(state: &State, backup: &Backup) -> Self {
         Self {
             summary: backup.summary.clone(),
+            parent: listed_parent(state, backup),
             seq: backup.seq,
             session: backup.session,
             record: backup.record,
             forgotten: backup.forgotten,
+            protected: backup.protected,
         }
     }
+}
+
+/// The nearest ancestor that is not deleted.
+fn listed_parent(state: &State, backup: &Backup) -> Option<Uuid> {
+    let mut parent = backup.summary.parent;
+    // A chain is no longer than there are backups, whatever the summaries say.
+    for _ in 0..state.backups().len() {
+        let found = state.backups().get(&parent?)?;
+        if found.forgotten.is_none() {
+            return parent;
+        }
+        parent = found.summary.parent;
+    }
+    None
 }
 
 impl Repository {
     /// Every backup, deleted ones that can be brought back included, newest first: in the reverse order of the log,
     /// whatever their clocks said.
     pub fn backups(&self) -> Vec<BackupInfo> {
-        let mut backups: Vec<_> = self.state().backups().values().map(BackupInfo::from).collect();
+        let state = self.state();
+        let mut backups: Vec<_> =
+            state.backups().values().map(|backup| BackupInfo::of(&state, backup)).collect();
         backups.sort_by_key(|backup| (std::cmp::Reverse(backup.seq), backup.summary.backup));
         backups
     }
@@ -56,7 +79,7 @@ impl Repository {
     /// [`Error::UnknownBackup`].
     pub fn backup(&self, backup: Uuid) -> Result<BackupInfo> {
         let state = self.state();
-        let found = state.backups().get(&backup).map(BackupInfo::from);
+        let found = state.backups().get(&backup).map(|found| BackupInfo::of(&state, found));
         found.ok_or_else(|| Error::UnknownBackup { wanted: backup.to_string() })
     }
 
@@ -90,10 +113,11 @@ impl Repository {
         }
     }
 
-    /// Backups that were read against `backup`, oldest first. None of them needs it to be restored.
+    /// Listed backups whose parent `backup` is, oldest first: those that were read against it, and those that took it
+    /// over from a deleted one. None of them needs it to be restored.
     pub fn children(&self, backup: Uuid) -> Vec<Uuid> {
         let mut children = self.backups();
-        children.retain(|info| info.summary.parent == Some(backup));
+        children.retain(|info| info.forgotten.is_none() && info.parent == Some(backup));
         children.iter().rev().map(|info| info.summary.backup).collect()
     }
 

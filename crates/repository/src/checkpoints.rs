@@ -161,7 +161,7 @@ impl Log {
     }
 
     /// The entries of all checkpoints, in order.
-    async fn checkpoints(&self) -> Result<Vec<u64>> {
+    pub(crate) async fn checkpoints(&self) -> Result<Vec<u64>> {
         let (mut listed, mut last) = (Vec::new(), None);
         loop {
             let page = self.parts.store.list(layout::CHECKPOINTS, last.as_ref()).await?;

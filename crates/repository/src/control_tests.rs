@@ -4,13 +4,18 @@
 //! A [`Host`] is one process's view: a store (possibly a failing one), a world with a seed, and maybe a state folder.
 
 mod bases;
+mod collection;
+mod collection_races;
 mod crash;
+mod deletion;
 mod faults;
 mod histories;
 mod index;
 mod interrupted;
 mod keys;
 mod log;
+mod model;
+mod pruning;
 mod sessions;
 mod silence;
 
@@ -24,6 +29,7 @@ use aquifer_store::{Memory, ObjectStore};
 use uuid::Uuid;
 
 use crate::rig::{read_disk, record_of, store_disk};
+use crate::settings::Weakness;
 use crate::{
     Access, BackupSession, BeginBackup, BootClock, Committed, Error, FENCE_AFTER, InitOptions, OpenOptions,
     Repository, Result, Secret, Settings, Stores, TreeSpec, World,
@@ -96,13 +102,21 @@ struct Host {
     world: Arc<Seeded>,
     state_dir: Option<std::path::PathBuf>,
     secret: Option<Secret>,
+    /// The rule that its program lacks.
+    weakness: Option<Weakness>,
 }
 
 impl Host {
     /// A host without a state folder; hosts of different seeds draw different names.
     fn new(seed: u64, store: &(impl ObjectStore + Clone + 'static)) -> Self {
         let stores = Stores { packs: Arc::new(store.clone()), log: None };
-        Self { stores, world: Seeded::new(seed), state_dir: None, secret: Some(secret("correct horse")) }
+        Self {
+            stores,
+            world: Seeded::new(seed),
+            state_dir: None,
+            secret: Some(secret("correct horse")),
+            weakness: None,
+        }
     }
 
     fn with_state(mut self, folder: &Path) -> Self {
@@ -139,7 +153,7 @@ impl Host {
             state_dir: self.state_dir.clone(),
             secret: self.secret.clone(),
             access,
-            settings: settings(),
+            settings: Settings { weakness: self.weakness, ..settings() },
         })
         .await
     }

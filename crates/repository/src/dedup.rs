@@ -144,6 +144,11 @@ impl Dedup {
         Ok(())
     }
 
+    /// Claims an id whatever the index has; `false` when this session has it already.
+    pub(crate) fn claim(&self, id: &ChunkId) -> bool {
+        self.in_flight.claim(id)
+    }
+
     /// Notes packs of other sessions that this one counts on.
     fn depend(&self, packs: impl Iterator<Item = PackName>) {
         let mut last = None;

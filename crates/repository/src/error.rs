@@ -3,6 +3,9 @@
 //!
 //! Invariant: an error of a lower crate is kept as the source, never turned into text only.
 
+mod removal;
+mod words;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +13,9 @@ use std::time::Duration;
 use aquifer_format::id::{ChunkId, EntryHash, PackName, SessionId, SlotId, StoreId};
 use aquifer_store::Key;
 use uuid::Uuid;
+
+pub use removal::RemovalError;
+use words::way_out;
 
 /// The result of a repository operation.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -153,7 +159,9 @@ pub enum Error {
         waited_ms: u64,
     },
     /// The repository was opened for reading.
-    #[error("the repository was opened for reading only")]
+    #[error(
+        "the repository was opened for reading only, or its log store is not marked as such: nothing is written to its log"
+    )]
     ReadOnly,
 
     // the log
@@ -302,7 +310,7 @@ pub enum Error {
 
     // backups
     /// No such backup.
-    #[error("there is no backup {wanted}: see `aquifer list`")]
+    #[error("there is no backup {wanted}: see `aquifer list`, and `aquifer list --deleted`")]
     UnknownBackup {
         /// As asked for.
         wanted: String,
@@ -321,6 +329,14 @@ pub enum Error {
         /// The domain.
         domain: String,
     },
+
+    // deletion and collection
+    /// Something is not deleted, protected, pruned or collected.
+    #[error(transparent)]
+    Removal(#[from] RemovalError),
+    /// The caller ended it.
+    #[error("stopped before it was complete")]
+    Stopped,
 
     // data plane
     /// No copy of a chunk is known.
@@ -474,25 +490,4 @@ pub enum Error {
     /// A queue of the session was closed.
     #[error("the backup session has ended")]
     Closed,
-}
-
-/// What can be done about a busy domain.
-fn way_out(silent: Option<Duration>, fence_after: Duration) -> String {
-    match silent {
-        None => ", in a process that lives: wait for its end".to_owned(),
-        Some(silent) => format!(
-            "; no new heartbeat of it was seen for {}, and after {} it is ended as dead: run the backup again later, or with --fence-after 0s if that host is known to be dead",
-            spelt(silent),
-            spelt(fence_after)
-        ),
-    }
-}
-
-/// A duration in whole units: `1 h 30 min`, `47 min 5 s`, `0 s`.
-fn spelt(duration: Duration) -> String {
-    let seconds = duration.as_secs();
-    let units = [(seconds / 3600, "h"), (seconds / 60 % 60, "min"), (seconds % 60, "s")];
-    let said: Vec<_> =
-        units.iter().filter(|(count, _)| *count > 0).map(|(count, unit)| format!("{count} {unit}")).collect();
-    if said.is_empty() { "0 s".to_owned() } else { said.join(" ") }
 }

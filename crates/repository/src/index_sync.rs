@@ -37,6 +37,12 @@ pub struct RebuildProgress {
     pub total: u64,
 }
 
+/// Whether an index that is right up to entry `seq` has left out every pack that `state` has forgotten since. The entry
+/// that lets the state forget tells nothing new of packs: the one before it still names them.
+pub(crate) fn knows_what_is_gone(seq: u64, state: &State) -> bool {
+    seq.saturating_add(1) >= state.reaped_dropped()
+}
+
 /// Who hears about progress.
 pub(crate) type Report<'a> = &'a (dyn Fn(RebuildProgress) + Send + Sync);
 
@@ -137,7 +143,7 @@ impl Follower {
     async fn trusted_position(&self, state: &State) -> Result<Option<u64>> {
         let reason = match self.index.position() {
             Ok(None) => return Ok(None),
-            Ok(Some(position)) if position.seq < state.reaped_dropped() => {
+            Ok(Some(position)) if !knows_what_is_gone(position.seq, state) => {
                 "packs that were removed since are not told any more".to_owned()
             }
             Ok(Some(position)) if self.is_of(&position, state).await? => return Ok(Some(position.seq)),

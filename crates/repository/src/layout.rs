@@ -57,6 +57,9 @@ pub(crate) const SLOTS: &str = "keys/";
 pub(crate) const ENTRIES: &str = "log/";
 pub(crate) const CHECKPOINTS: &str = "ckpt/";
 pub(crate) const PACKS: &str = "packs/";
+pub(crate) const SEGMENTS: &str = "index/";
+pub(crate) const HEARTBEATS: &str = "hb/";
+pub(crate) const LOG: &str = "log/";
 
 /// The number of a log entry or checkpoint whose key came from a listing.
 pub(crate) fn number(key: &Key) -> Option<u64> {
@@ -66,6 +69,11 @@ pub(crate) fn number(key: &Key) -> Option<u64> {
 /// The last part of a key, for names that came from a listing.
 pub(crate) fn last_part(key: &Key) -> &str {
     key.as_str().rsplit('/').next().unwrap_or_default()
+}
+
+/// The name that a listed key has below `prefix`.
+pub(crate) fn below<T: std::str::FromStr>(prefix: &str, key: &Key) -> Option<T> {
+    key.as_str().strip_prefix(prefix)?.parse().ok()
 }
 
 #[cfg(test)]

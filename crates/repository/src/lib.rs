@@ -16,7 +16,9 @@
 mod again;
 mod backups;
 mod checkpoints;
+mod collect;
 mod dedup;
+mod delete;
 mod error;
 mod fate;
 mod index_sync;
@@ -32,11 +34,13 @@ mod overlay;
 mod parts;
 mod plane;
 mod presence;
+mod prune;
 mod publish;
 mod reader;
 mod reading;
 mod rebuild;
 mod repository;
+mod retention;
 mod session;
 mod settings;
 mod silence;
@@ -48,6 +52,7 @@ mod verify;
 mod whole;
 mod world;
 mod writer;
+mod writing;
 mod zero;
 
 #[cfg(test)]
@@ -68,16 +73,22 @@ pub use aquifer_store as store;
 pub use aquifer_index::Location;
 
 pub use backups::BackupInfo;
-pub use error::{Error, Result};
+pub use collect::{
+    CollectReport, CollectRequest, DECISIONS_MAX, Decision, GRACE, PackFate, SeenSession, Tally,
+};
+pub use delete::{DeleteScope, Deleted, FORGET_DELAY, Protected, Undeleted};
+pub use error::{Error, RemovalError, Result};
 pub use fate::Fate;
 pub use index_sync::RebuildProgress;
 pub use init::InitOptions;
 pub use keys::KeySlot;
 pub use open::OpenOptions;
+pub use prune::{Judged, PruneReport, PruneRequest, PrunedDomain};
 pub use reader::{ChunkOpener, Fetch, FetchItem, blob_bytes, plan_fetches};
 pub use reading::ReadSession;
 pub use rebuild::RebuildFrom;
 pub use repository::{Access, Repository, RepositoryInfo, Secret, Stores};
+pub use retention::KeepRules;
 pub use session::{BackupSession, BeginBackup, Committed};
 pub use settings::Settings;
 pub use silence::FENCE_AFTER;

@@ -121,12 +121,24 @@ impl Log {
         &self,
         mut decide: impl FnMut(&State) -> Result<Vec<Body>> + Send,
     ) -> Result<u64> {
+        let appended = self.append_if(|state| decide(state).map(Some)).await?;
+        Ok(appended.unwrap_or_else(|| self.state().seq()))
+    }
+
+    /// As [`Log::append`], but when `decide` finds that there is nothing to decide, nothing is appended.
+    ///
+    /// # Errors
+    /// As [`Log::append`].
+    pub(crate) async fn append_if(
+        &self,
+        mut decide: impl FnMut(&State) -> Result<Option<Vec<Body>>> + Send,
+    ) -> Result<Option<u64>> {
         let mut turn = self.turn.lock().await;
         for _ in 0..SLOT_TRIES {
             let state = self.replay_in(&mut turn).await?;
-            let bodies = decide(&state)?;
+            let Some(bodies) = decide(&state)? else { return Ok(None) };
             if let Attempt::Landed(seq) = self.try_append(&mut turn, &state, bodies).await? {
-                return Ok(seq);
+                return Ok(Some(seq));
             }
         }
         Err(Error::LogBusy { tries: SLOT_TRIES })

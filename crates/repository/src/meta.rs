@@ -80,11 +80,25 @@ impl Plane {
         if found.first() != Some(&Found::Absent) {
             return Ok(false);
         }
-        let ended = lock(self.meta()).push(self, kind, id, plain)?;
-        if let Some(pack) = ended {
-            self.submit(pack).await?;
-        }
+        self.push_meta(kind, id, plain).await?;
         Ok(true)
+    }
+
+    /// Stores a tree node or a record although the repository has it, once a session. `id` must be that of `plain`.
+    pub(crate) async fn store_meta_anew(&self, kind: BlobKind, id: &ChunkId, plain: &[u8]) -> Result<()> {
+        self.check()?;
+        if !self.dedup().claim(id) {
+            return Ok(());
+        }
+        self.push_meta(kind, id, plain).await.map_err(|error| self.fail(error))
+    }
+
+    async fn push_meta(&self, kind: BlobKind, id: &ChunkId, plain: &[u8]) -> Result<()> {
+        let ended = lock(self.meta()).push(self, kind, id, plain)?;
+        match ended {
+            Some(pack) => self.submit(pack).await,
+            None => Ok(()),
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use aquifer_format::log::State;
 use aquifer_index::{ChunkIndex, MemoryIndex, RocksIndex, RocksReader};
 use aquifer_store::{Bytes, Created, GetRange, ObjectStore};
 
-use crate::index_sync::Follower;
+use crate::index_sync::{Follower, knows_what_is_gone};
 use crate::log::{Log, LogParts, optional};
 use crate::nodes::MetaCache;
 use crate::overlay::Overlay;
@@ -61,7 +61,7 @@ impl Repository {
     pub async fn open(options: OpenOptions) -> Result<Arc<Self>> {
         let OpenOptions { stores, world, state_dir, secret, access, settings } = options;
         let config = read_format(&stores).await?;
-        check_log_store(&stores, &config, access).await?;
+        let marked = check_log_store(&stores, &config, access).await?;
         let keys::Unlocked { mut ring, master, slot } = keys::unlock(&stores, &config, secret).await?;
         let local = match state_dir {
             Some(base) => Some(StateDir::open(&base, config.repository)?),
@@ -72,7 +72,7 @@ impl Repository {
             store: Arc::clone(stores.of_log()),
             mirror: stores.mirror().cloned(),
             ring: ring.clone(),
-            signer: Some(signer(local.as_ref(), world.as_ref())?),
+            signer: if marked { Some(signer(local.as_ref(), world.as_ref())?) } else { None },
             world: Arc::clone(&world),
             local: local.clone(),
             state: Arc::clone(&state),
@@ -155,25 +155,42 @@ pub(crate) async fn read_format(stores: &Stores) -> Result<RepositoryConfig> {
 }
 
 /// Checks that the log store is the one that `format` names, and for a writer that it still refuses a second create.
-/// Reading goes on without the mark: what is read is chained from its first entry on, and at worst the copy of the log
-/// beside the packs, a little behind.
-async fn check_log_store(stores: &Stores, config: &RepositoryConfig, access: Access) -> Result<()> {
-    let store = stores.of_log();
-    let mark = layout::store_mark(&config.log_store);
-    if optional(store.head(&mark).await)?.is_none() {
-        let error = Error::WrongLogStore { store: store.describe(), expected: config.log_store, mark };
-        if access == Access::Write {
-            return Err(error);
-        }
-        tracing::warn!("reading goes on: {error}");
-        return Ok(());
+/// Without the mark (`false`) reading goes on and nothing may be appended: what is read is chained from its first entry
+/// on, and may be the copy of the log beside the packs, a little behind.
+async fn check_log_store(stores: &Stores, config: &RepositoryConfig, access: Access) -> Result<bool> {
+    if access == Access::Write {
+        return prove_log_store(stores, config).await.map(|()| true);
     }
+    match require_mark(stores, config).await {
+        Ok(()) => Ok(true),
+        Err(error @ Error::WrongLogStore { .. }) => {
+            tracing::warn!("reading goes on: {error}");
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn require_mark(stores: &Stores, config: &RepositoryConfig) -> Result<()> {
+    let (store, mark) = (stores.of_log(), layout::store_mark(&config.log_store));
+    match optional(store.head(&mark).await)? {
+        Some(_) => Ok(()),
+        None => Err(Error::WrongLogStore { store: store.describe(), expected: config.log_store, mark }),
+    }
+}
+
+/// Creates the permanent mark of the log store again, which must fail: whoever decides anything relies on that.
+pub(crate) async fn prove_log_store(stores: &Stores, config: &RepositoryConfig) -> Result<()> {
+    require_mark(stores, config).await?;
+    let (store, mark) = (stores.of_log(), layout::store_mark(&config.log_store));
     // Other bytes than the mark's: a store that settles a lost answer by comparing must not take the mark for this.
     let second = Bytes::from(format!("{}a second one\n", mark_body(config)));
-    if access == Access::Write && store.create(&mark, second).await? == Created::Won {
-        return Err(Error::AtomicCreate { store: store.describe(), winners: "the second of two".to_owned() });
+    match store.create(&mark, second).await? {
+        Created::Exists => Ok(()),
+        Created::Won => {
+            Err(Error::AtomicCreate { store: store.describe(), winners: "the second of two".to_owned() })
+        }
     }
-    Ok(())
 }
 
 /// What the permanent mark of the log store holds; text, for whoever looks.
@@ -242,9 +259,12 @@ impl IndexPlace<'_> {
         Ok(Arc::new(Overlay::new(base)))
     }
 
-    /// Segments that the index does not have yet.
+    /// Segments that the index does not have yet; all of them when it has to be made anew.
     fn lag(&self, base: Option<&RocksReader>) -> usize {
         let position = base.and_then(|base| base.position().ok().flatten());
+        if position.is_some_and(|position| !knows_what_is_gone(position.seq, &self.log.state())) {
+            return usize::MAX;
+        }
         self.log.state().segments_since(position.map_or(0, |position| position.seq)).len()
     }
 

@@ -150,7 +150,7 @@ impl Repository {
     }
 
     /// Ends the sessions whose processes on this host are gone.
-    async fn fence_own_dead(&self) -> Result<()> {
+    pub(crate) async fn fence_own_dead(&self) -> Result<()> {
         let Some(local) = &self.local else { return Ok(()) };
         let state = self.log.replay().await?;
         let dead = journal::dead_sessions(local, &state)?;

@@ -11,12 +11,12 @@ use aquifer_format::segment::{SegmentPack, encode_segment};
 use aquifer_store::Bytes;
 
 use crate::repository::blocking;
-use crate::session::BackupSession;
 use crate::world::random;
+use crate::writing::Writing;
 use crate::{Error, Result, layout};
 
 /// Encoded bytes of packs after which a segment is full.
-const SEGMENT_BYTES: usize = 16 << 20;
+pub(crate) const SEGMENT_BYTES: usize = 16 << 20;
 
 /// What a session has stored and not yet published.
 #[derive(Default)]
@@ -30,7 +30,7 @@ pub(crate) struct Publisher {
     next: u32,
 }
 
-impl BackupSession {
+impl Writing {
     /// Publishes everything that is stored.
     pub(crate) async fn publish(&self) -> Result<()> {
         let mut publisher = self.publisher.lock().await;
@@ -46,11 +46,8 @@ impl BackupSession {
     pub(crate) async fn publication(&self, publisher: &mut Publisher) -> Result<Vec<Body>> {
         publisher.waiting.extend(self.plane.take_stored());
         while let Some(group) = publisher.next_group() {
-            let number = publisher.next;
-            // Used up even if the store fails: the put may arrive later, and no name is ever written twice.
-            publisher.next = number.checked_add(1).ok_or(Error::SessionFull { session: self.id() })?;
             let count = group.len();
-            let name = self.store_segment(number, group).await?;
+            let name = self.store_segment(publisher, group).await?;
             publisher.covered += count;
             publisher.segments.push(name);
         }
@@ -58,8 +55,15 @@ impl BackupSession {
         Ok(if segments.is_empty() { Vec::new() } else { vec![Body::Publish { session, segments }] })
     }
 
-    async fn store_segment(&self, number: u32, packs: Vec<SegmentPack>) -> Result<SegmentName> {
-        let name = SegmentName { session: self.id(), number };
+    /// Stores one segment, under a name that no entry of the log has yet.
+    pub(crate) async fn store_segment(
+        &self,
+        publisher: &mut Publisher,
+        packs: Vec<SegmentPack>,
+    ) -> Result<SegmentName> {
+        let name = SegmentName { session: self.id(), number: publisher.next };
+        // Used up even if the store fails: the put may arrive later, and no name is ever written twice.
+        publisher.next = publisher.next.checked_add(1).ok_or(Error::SessionFull { session: self.id() })?;
         let parts = self.repository.parts();
         let (ring, salt) = (parts.ring.clone(), random(parts.world.as_ref()));
         let object = blocking(move || Ok(encode_segment(&ring, name, salt, &packs)?)).await?;

@@ -35,7 +35,7 @@ impl Repository {
         };
         let presence = match self.open_session(purpose, allowed).await {
             Ok(presence) => Some(presence),
-            Err(Error::Store(error @ aquifer_store::Error::Denied { .. })) => {
+            Err(error @ (Error::Store(aquifer_store::Error::Denied { .. }) | Error::ReadOnly)) => {
                 tracing::warn!(%error, "reading without a pin: a collection may remove what is read, if it is forgotten meanwhile");
                 None
             }

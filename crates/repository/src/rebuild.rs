@@ -122,10 +122,7 @@ async fn read_pack(
     entry: &Listed,
 ) -> Result<Option<SegmentPack>> {
     let Some(stored_as) = name_of(entry) else { return Ok(None) };
-    let header_bytes = u64::try_from(PACK_HEADER_BYTES).unwrap_or(u64::MAX);
-    let range = GetRange::From { offset: 0, bytes: header_bytes.min(entry.bytes) };
-    let Some(header) = optional(store.get(&entry.key, range).await)? else { return Ok(None) };
-    let header = PackHeader::decode(&header)?;
+    let Some(header) = read_header(store, entry).await? else { return Ok(None) };
     let (rows, hash) = match read_table(store, ring, &header, entry).await {
         Ok(Some(found)) => found,
         Ok(None) => return Ok(None),
@@ -142,6 +139,26 @@ async fn read_pack(
     };
     let (name, kind) = (header.name, header.kind);
     Ok(Some(SegmentPack { name, stored_as, bytes: entry.bytes, kind, header, hash, rows }))
+}
+
+/// The rows of a pack by its own table, in three small reads; `None` when it is not there.
+///
+/// # Errors
+/// Those of the format when header, footer or table do not open; those of the store.
+pub(crate) async fn read_rows(
+    store: &Arc<dyn ObjectStore>,
+    ring: &KeyRing,
+    entry: &Listed,
+) -> Result<Option<Vec<TableRow>>> {
+    let Some(header) = read_header(store, entry).await? else { return Ok(None) };
+    Ok(read_table(store, ring, &header, entry).await?.map(|(rows, _)| rows))
+}
+
+async fn read_header(store: &Arc<dyn ObjectStore>, entry: &Listed) -> Result<Option<PackHeader>> {
+    let header_bytes = u64::try_from(PACK_HEADER_BYTES).unwrap_or(u64::MAX);
+    let range = GetRange::From { offset: 0, bytes: header_bytes.min(entry.bytes) };
+    let header = optional(store.get(&entry.key, range).await)?;
+    Ok(header.map(|header| PackHeader::decode(&header)).transpose()?)
 }
 
 /// Reads footer and table of a pack, and the hash that the footer names; `None` when the pack was deleted meanwhile.

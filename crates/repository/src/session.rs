@@ -7,7 +7,7 @@
 //! depends on is live; and it is appended to exactly that state or not at all.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use aquifer_format::id::{PackName, SessionId};
@@ -17,10 +17,12 @@ use aquifer_format::record::{CommitSummary, Record};
 use uuid::Uuid;
 
 use crate::log::Attempt;
-use crate::plane::{BoxFuture, Plane, Progress};
-use crate::presence::{Presence, Purpose};
+use crate::plane::Plane;
+use crate::presence::Purpose;
 use crate::publish::Publisher;
 use crate::repository::{Access, Repository};
+use crate::settings::Weakness;
+use crate::writing::Writing;
 use crate::{Error, Result};
 
 /// Rounds of replay, check and append before a commit says that the log is too busy.
@@ -70,10 +72,8 @@ pub struct Committed {
 
 /// An open backup session.
 pub struct BackupSession {
-    pub(crate) repository: Arc<Repository>,
+    pub(crate) writing: Arc<Writing>,
     pub(crate) plane: Arc<Plane>,
-    pub(crate) publisher: tokio::sync::Mutex<Publisher>,
-    presence: Presence,
     begun: BeginBackup,
 }
 
@@ -97,24 +97,9 @@ impl Repository {
             pins: begin.pins(),
             alone: Some(begin.fence_after),
         };
-        let presence = self.open_session(purpose, |state| may_begin(state, &begin)).await?;
-        // Others may have published since the index was opened; deduplication is better for knowing.
-        let followed = self.follower.follow(&self.state()).await;
-        let session = Arc::new_cyclic(|weak: &Weak<BackupSession>| {
-            let progress: Weak<dyn Progress> = weak.clone();
-            BackupSession {
-                plane: Plane::start(self.parts.clone(), presence.session, progress),
-                repository: Arc::clone(self),
-                publisher: tokio::sync::Mutex::default(),
-                presence,
-                begun: begin,
-            }
-        });
-        if let Err(error) = followed {
-            session.close_after_failure().await;
-            return Err(error);
-        }
-        Ok(session)
+        let allowed = |state: &State| may_begin(state, &begin);
+        let writing = Writing::open(self, self.parts.clone(), purpose, allowed).await?;
+        Ok(Arc::new(BackupSession { plane: Arc::clone(&writing.plane), writing, begun: begin }))
     }
 }
 
@@ -136,7 +121,7 @@ fn may_begin(state: &State, begin: &BeginBackup) -> Result<()> {
 impl BackupSession {
     /// The session's id.
     pub fn id(&self) -> SessionId {
-        self.presence.session
+        self.writing.id()
     }
 
     /// What it was begun for.
@@ -146,12 +131,12 @@ impl BackupSession {
 
     /// The repository's chunk size in bytes.
     pub fn chunk_bytes(&self) -> u32 {
-        self.repository.config.chunk_bytes
+        self.repository().config.chunk_bytes
     }
 
     /// The repository.
     pub fn repository(&self) -> &Arc<Repository> {
-        &self.repository
+        &self.writing.repository
     }
 
     /// Publishes what is stored, if it is time (about every 64 packs or five minutes), so that a crash loses little.
@@ -159,16 +144,7 @@ impl BackupSession {
     /// # Errors
     /// [`Error::Fenced`]; those of the log, the pack store and the index.
     pub async fn checkpoint_progress(&self) -> Result<()> {
-        if self.plane.publish_due() { self.publish().await } else { Ok(()) }
-    }
-
-    /// An error unless the session is open in `state`.
-    pub(crate) fn check_open(&self, state: &State) -> Result<()> {
-        if state.sessions().contains_key(&self.id()) {
-            Ok(())
-        } else {
-            Err(Error::Fenced { session: self.id() })
-        }
+        self.writing.checkpoint_progress().await
     }
 
     /// Commits the backup: when this returns `Ok`, it exists (W4 to W6). Every chunk writer must be finished.
@@ -187,21 +163,21 @@ impl BackupSession {
         self.plane.flush().await?;
         let mut healed = HashSet::new();
         for _ in 0..COMMIT_TRIES {
-            let state = self.repository.log.replay().await?;
-            self.check_open(&state)?;
+            let state = self.repository().log.replay().await?;
+            self.writing.check_open(&state)?;
             self.check_pins(&state)?;
             if self.heal(&state, &mut healed).await? {
                 // That took time: others may have condemned more meanwhile.
                 continue;
             }
             // Not before: healing stores packs, and their uploaders may want to publish.
-            let mut publisher = self.publisher.lock().await;
-            let mut bodies = self.publication(&mut publisher).await?;
+            let mut publisher = self.writing.publisher.lock().await;
+            let mut bodies = self.writing.publication(&mut publisher).await?;
             let session = self.id();
             bodies.push(Body::Commit { session, summary: summary.clone(), record: blob });
             bodies.push(Body::Close { session });
-            if let Attempt::Landed(seq) = self.repository.log.append_to(&state, bodies).await? {
-                self.presence.end();
+            if let Attempt::Landed(seq) = self.repository().log.append_to(&state, bodies).await? {
+                self.writing.ended();
                 self.index_after_commit(&mut publisher).await;
                 let totals = self.plane.totals();
                 return Ok(Committed { seq, summary, packs: totals.packs, pack_bytes: totals.pack_bytes });
@@ -220,6 +196,9 @@ impl BackupSession {
 
     /// Stores anew what this backup shares with packs that were condemned since it looked (W4). Says whether it did.
     async fn heal(&self, state: &State, healed: &mut HashSet<PackName>) -> Result<bool> {
+        if self.plane.parts().settings.lacks(Weakness::NoRecheckAtCommit) {
+            return Ok(false);
+        }
         let dead = |pack: &PackName| !state.is_live(pack) && !healed.contains(pack);
         let condemned: Vec<_> = self.plane.dependencies().into_iter().filter(dead).collect();
         for pack in &condemned {
@@ -237,8 +216,8 @@ impl BackupSession {
     /// The backup exists; an index that lags behind only costs the next run time.
     async fn index_after_commit(&self, publisher: &mut Publisher) {
         let indexed = async {
-            self.settle(publisher).await?;
-            self.repository.follower.follow(&self.repository.state()).await
+            self.writing.settle(publisher).await?;
+            self.repository().follower.follow(&self.repository().state()).await
         };
         if let Err(error) = indexed.await {
             tracing::warn!(%error, "the index was not brought up to date after the commit");
@@ -250,44 +229,6 @@ impl BackupSession {
     /// # Errors
     /// Those of the log; the next session of this host then fences this one.
     pub async fn abandon(self: Arc<Self>) -> Result<()> {
-        if let Err(error) = self.plane.flush().await {
-            tracing::debug!(%error, "not everything of the abandoned session was stored");
-        }
-        let mut publisher = self.publisher.lock().await;
-        let mut bodies = match self.publication(&mut publisher).await {
-            Ok(bodies) => bodies,
-            Err(error) => {
-                tracing::warn!(%error, "what the abandoned session stored is not published");
-                Vec::new()
-            }
-        };
-        bodies.push(Body::Close { session: self.id() });
-        let close = |state: &State| self.check_open(state).map(|()| bodies.clone());
-        match self.repository.log.append(close).await {
-            Ok(_) => {
-                self.presence.end();
-                self.settle(&mut publisher).await
-            }
-            // Someone else ended it: there is nothing left to end.
-            Err(Error::Fenced { .. }) => {
-                self.presence.end();
-                Ok(())
-            }
-            Err(other) => Err(other),
-        }
-    }
-
-    /// Closes a session that could not begin its work.
-    async fn close_after_failure(self: Arc<Self>) {
-        let session = self.id();
-        if let Err(error) = self.abandon().await {
-            tracing::warn!(%session, %error, "a session that could not begin is left to be fenced");
-        }
-    }
-}
-
-impl Progress for BackupSession {
-    fn checkpoint_progress(&self) -> BoxFuture<'_, Result<()>> {
-        Box::pin(BackupSession::checkpoint_progress(self))
+        self.writing.close().await
     }
 }

@@ -17,6 +17,45 @@ pub struct Settings {
     pub uploads: usize,
     /// How long [`crate::Access::Write`] waits for the process that writes the index now.
     pub index_wait: Duration,
+    /// The rule that is switched off, to prove that the tests would notice.
+    #[cfg(test)]
+    pub(crate) weakness: Option<Weakness>,
+}
+
+/// A rule of the protocol (docs/FORMAT.md) without which data is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Weakness {
+    /// W4: a commit does not look again whether what it counts on was condemned.
+    NoRecheckAtCommit,
+    /// G5: what was committed or pinned since the walk is not looked at.
+    StaleMark,
+    /// G2: what a session pins is no root when it is forgotten.
+    PinsIgnored,
+    /// G3, G6: packs are collected whoever owns them.
+    OwnersIgnored,
+    /// G7: condemned packs are deleted whoever may still count on them.
+    OlderSessionsIgnored,
+}
+
+impl Settings {
+    /// Whether this program lacks a rule; never outside of tests.
+    pub(crate) fn lacks(&self, rule: Weakness) -> bool {
+        #[cfg(test)]
+        let lacking = self.weakness;
+        #[cfg(not(test))]
+        let lacking: Option<Weakness> = None;
+        lacking == Some(rule)
+    }
+
+    /// Whether what should never happen is caught before it costs data; off when a rule is, or nobody would see that
+    /// the rule matters.
+    pub(crate) fn has_net(&self) -> bool {
+        #[cfg(test)]
+        let whole = self.weakness.is_none();
+        #[cfg(not(test))]
+        let whole = true;
+        whole
+    }
 }
 
 impl Default for Settings {
@@ -28,6 +67,8 @@ impl Default for Settings {
             meta_pack_bytes: 8 << 20,
             uploads: 2,
             index_wait: Duration::from_secs(30),
+            #[cfg(test)]
+            weakness: None,
         }
     }
 }

@@ -20,6 +20,7 @@ use aquifer_store::GetRange;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::collect::SeenSession;
 use crate::log::{Attempt, optional};
 use crate::repository::Repository;
 use crate::state_dir::StateDir;
@@ -29,6 +30,9 @@ use crate::{Error, Result, journal, layout};
 /// How long another host's session is silent before it counts as dead, unless the caller knows better. A living one
 /// beats every minute.
 pub const FENCE_AFTER: Duration = Duration::from_secs(60 * 60);
+
+/// Slots that one fence tries.
+const FENCE_TRIES: u32 = 256;
 
 /// What is stored of a session's heartbeat at one look. Only whether it changes counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,6 +163,15 @@ fn remove_ended(local: &StateDir, state: &State) -> io::Result<()> {
     Ok(())
 }
 
+/// What a look at another host's session showed.
+#[derive(Debug, Clone, Copy)]
+struct Silence {
+    /// For how long its pulse has not changed.
+    silent: Duration,
+    /// The beat that stood still.
+    beat: u64,
+}
+
 impl Repository {
     /// Clears the way for a backup whose domain another session of `state` backs up: fences that session on exactly
     /// this state if its heartbeat stood still for `fence_after`. After `Ok` the caller replays and looks again:
@@ -177,20 +190,76 @@ impl Repository {
             let (domain, host) = (domain.to_owned(), open.host.clone());
             Error::DomainBusy { domain, session, host, silent, fence_after }
         };
-        if self.lives_here(&session)? {
-            return Err(busy(None));
+        match self.silence_of(&session).await? {
+            None => Err(busy(None)),
+            Some(seen) if seen.silent < fence_after => Err(busy(Some(seen.silent))),
+            Some(seen) => self.fence(state, (session, open), seen).await.map(drop),
         }
-        let look = self.look_at(&session).await?;
-        let silent = self.observations.add(session, look)?;
-        if silent < fence_after {
-            return Err(busy(Some(silent)));
+    }
+
+    /// Ends every session but `own` whose heartbeat stood still for `fence_after`, and tells of all that were open.
+    ///
+    /// # Errors
+    /// Those of the log, the stores and the state folder.
+    pub(crate) async fn fence_silent(
+        &self,
+        fence_after: Duration,
+        own: SessionId,
+    ) -> Result<Vec<SeenSession>> {
+        let state = self.log.replay().await?;
+        let mut told = Vec::new();
+        for (&session, open) in state.sessions().iter().filter(|(session, _)| **session != own) {
+            let (silence, fenced) = self.fence_open((session, open), fence_after).await?;
+            let silent_s = silence.map(|seen| seen.silent.as_secs());
+            let (kind, host) = (open.kind, open.host.clone());
+            told.push(SeenSession { session, kind, host, silent_s, fenced });
         }
-        let fence = Body::Fence { session, seen: look.pulse.beat() };
-        if let Attempt::Landed(seq) = self.log.append_to(state, vec![fence]).await? {
-            let (host, silent_s) = (&open.host, silent.as_secs());
+        Ok(told)
+    }
+
+    /// Fences a session that is silent for long enough; a lost slot means that it is looked at again.
+    async fn fence_open(
+        &self,
+        (session, open): (SessionId, &OpenSession),
+        fence_after: Duration,
+    ) -> Result<(Option<Silence>, bool)> {
+        for _ in 0..FENCE_TRIES {
+            let state = self.log.replay().await?;
+            let silence = self.silence_of(&session).await?;
+            let is_open = state.sessions().contains_key(&session);
+            let Some(seen) = silence.filter(|seen| is_open && seen.silent >= fence_after) else {
+                return Ok((silence, false));
+            };
+            if let Attempt::Landed(_) = self.fence(&state, (session, open), seen).await? {
+                return Ok((silence, true));
+            }
+        }
+        Err(Error::LogBusy { tries: FENCE_TRIES })
+    }
+
+    async fn fence(
+        &self,
+        state: &State,
+        (session, open): (SessionId, &OpenSession),
+        seen: Silence,
+    ) -> Result<Attempt> {
+        let fence = Body::Fence { session, seen: seen.beat };
+        let attempt = self.log.append_to(state, vec![fence]).await?;
+        if let Attempt::Landed(seq) = attempt {
+            let (host, domain, silent_s) = (&open.host, open.domain.as_deref(), seen.silent.as_secs());
             tracing::warn!(%session, host, domain, silent_s, seq, "ended another host's session whose heartbeat stood still");
         }
-        Ok(())
+        Ok(attempt)
+    }
+
+    /// For how long a session's heartbeat was seen unchanged; `None` when its process lives on this machine.
+    async fn silence_of(&self, session: &SessionId) -> Result<Option<Silence>> {
+        if self.lives_here(session)? {
+            return Ok(None);
+        }
+        let look = self.look_at(session).await?;
+        let silent = self.observations.add(*session, look)?;
+        Ok(Some(Silence { silent, beat: look.pulse.beat() }))
     }
 
     /// True when the session is of this repository handle or of this state folder, and its process lives.

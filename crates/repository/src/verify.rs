@@ -14,7 +14,7 @@ mod packs;
 mod report;
 #[cfg(test)]
 mod tests;
-mod walk;
+pub(crate) mod walk;
 #[cfg(test)]
 mod whole_tests;
 

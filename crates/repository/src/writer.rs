@@ -148,6 +148,18 @@ impl ChunkWriter {
         self.store_batch(batch, out).map_err(|error| self.plane.fail(error))
     }
 
+    /// Stores a chunk although the repository has it, once a session. `id` must be that of `plain`.
+    ///
+    /// # Errors
+    /// As [`ChunkWriter::store`].
+    pub(crate) fn store_anew(&mut self, id: &ChunkId, plain: &[u8]) -> Result<()> {
+        self.plane.check()?;
+        if !self.plane.dedup().claim(id) {
+            return Ok(());
+        }
+        self.push(id, plain).map(drop).map_err(|error| self.plane.fail(error))
+    }
+
     fn store_batch(&mut self, batch: &[PlainChunk<'_>], out: &mut Vec<Stored>) -> Result<()> {
         out.clear();
         self.identify(batch, out)?;

@@ -7,6 +7,7 @@ mod backup_restore_qemu;
 mod bad_input;
 mod cli;
 mod damage;
+mod deletion;
 mod filter_method;
 mod format_reader;
 mod guest;

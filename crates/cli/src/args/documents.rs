@@ -24,9 +24,37 @@ pub(super) const VERIFY: &str = r#"JSON: {"event":"done","depth","seconds","clea
 Damage ends with exit code 8."#;
 
 /// `list`
-pub(super) const LIST: &str = r#"JSON: [{"uuid","parent","domain","created","state","level","description","labels","protected",
- "read_bytes","new_bytes","stored_bytes","disks":[{"name","size_bytes","mode"}]}], newest first.
+pub(super) const LIST: &str = r#"JSON: [{"uuid","parent","domain","created","state":"completed|deleted","level","description",
+ "labels","protected","deleted_until","read_bytes","new_bytes","stored_bytes","disks":[{"name",
+ "size_bytes","mode"}]}], newest first. A deleted parent's own parent takes its place.
 Long descriptions are cut here; dumpxml has them whole."#;
+
+/// `delete`
+pub(super) const DELETE: &str = r#"JSON: {"deleted","already","deleted_until"}: uuids, those that were deleted before, and until when
+they can at least be brought back. All are deleted or none; one that is being restored, verified
+or exported ends with exit code 5."#;
+
+/// `undelete`
+pub(super) const UNDELETE: &str = r#"JSON: {"restored","already"}: uuids, and those that were not deleted."#;
+
+/// `protect`
+pub(super) const PROTECT: &str =
+    r#"JSON: {"changed","already"}: uuids, and those that were as they should be."#;
+
+/// `prune`
+pub(super) const PRUNE: &str = r#"JSON: {"dry_run","deleted_until","domains":[{"domain","kept":[{"uuid","created","reasons":[…]}],
+ "dropped":[{"uuid","created","reasons":[…]}]}]}, newest first.
+A backup that any rule keeps stays. So do protected ones, ones that are being read, and, without
+--force, the newest backup of each disk that verifies. A run that would delete more than half of a
+domain's backups deletes nothing and ends with exit code 5, unless it is forced."#;
+
+/// `collect`
+pub(super) const COLLECT: &str = r#"JSON: {"dry_run","dropped","backups","nodes","packs","needed","in_progress","rewritten","condemned",
+ "kept","deleted","waiting","segments","heartbeats","log_entries","log_floor","missing","refused",
+ "sessions":[{"session","kind","host","silent_s","fenced"}],"decisions":[{"pack","bytes",
+ "fate":"unused|orphan|rewritten|kept","why"}],"more_decisions","foreign"}
+"packs" to "waiting" are {"objects","bytes"}. Condemned packs are deleted by a run that comes after
+the grace, once every session that was open when they were condemned has ended."#;
 
 /// `repository init` and `repository info`
 pub(super) const INFO: &str = r#"JSON: {"name","repository","version","encrypted","chunk_bytes","packs","log","log_entries",

@@ -13,7 +13,10 @@ use crate::context::Context;
 /// As opening the repository and finding the backup.
 pub(crate) async fn run(context: &Context, backup: &str) -> Result<()> {
     let repository = open::reader(context).await?;
-    let record = repository.record(repository.resolve(backup)?).await?;
+    let info = repository.backup(repository.resolve(backup)?)?;
+    let mut record = repository.record(info.summary.backup).await?;
+    // The record is what was written then; a deleted parent's own parent has taken its place since.
+    record.parent = info.parent;
     let mut document = Vec::new();
     describe(record, &context.repository()?.name)
         .write(&mut document)

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use aquifer_engine::repository::Repository;
-use aquifer_engine::repository::format::{CommitSummary, DiskSummary};
+use aquifer_engine::repository::format::DiskSummary;
+use aquifer_engine::repository::{BackupInfo, Repository};
 use aquifer_engine::{DiskMode, Error, Kind, Level, Result};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -21,7 +21,7 @@ use crate::output::Report;
 /// As opening the repository.
 pub(crate) async fn run(context: &Context, args: ListArgs) -> Result<()> {
     let repository = open::reader(context).await?;
-    let backups = listed(&repository)?;
+    let backups = if args.deleted { deleted(&repository)? } else { listed(&repository)? };
     context.output.report(&List(select(backups, &args)))
 }
 
@@ -37,6 +37,7 @@ pub(crate) struct Listed {
     description: String,
     labels: BTreeMap<String, String>,
     protected: bool,
+    deleted_until: Option<Timestamp>,
     read_bytes: u64,
     new_bytes: u64,
     pub(crate) stored_bytes: u64,
@@ -46,13 +47,19 @@ pub(crate) struct Listed {
 #[derive(Serialize)]
 struct List(Vec<Listed>);
 
-/// The backups of `repository`, newest first.
+/// The backups of `repository` that are not deleted, newest first.
 ///
 /// # Errors
 /// As [`Listed::new`].
 pub(crate) fn listed(repository: &Repository) -> Result<Vec<Listed>> {
-    let committed = repository.backups().into_iter().filter(|backup| backup.forgotten.is_none());
-    committed.map(|backup| Listed::new(backup.summary)).collect()
+    let kept = repository.backups().into_iter().filter(|backup| backup.forgotten.is_none());
+    kept.map(Listed::new).collect()
+}
+
+/// The deleted backups of `repository` that can be brought back, newest first.
+fn deleted(repository: &Repository) -> Result<Vec<Listed>> {
+    let deleted = repository.backups().into_iter().filter(|backup| backup.forgotten.is_some());
+    deleted.map(Listed::new).collect()
 }
 
 impl Listed {
@@ -60,17 +67,19 @@ impl Listed {
     ///
     /// # Errors
     /// `Corrupt` when its time is none.
-    fn new(summary: CommitSummary) -> Result<Self> {
+    fn new(backup: BackupInfo) -> Result<Self> {
+        let BackupInfo { summary, parent, forgotten, protected, .. } = backup;
         Ok(Listed {
             uuid: summary.backup,
-            parent: summary.parent,
+            parent,
             domain: summary.domain,
             created: timestamp(summary.created_ms)?,
-            state: "completed",
+            state: if forgotten.is_some() { "deleted" } else { "completed" },
             level: summary.level,
             description: summary.description,
             labels: summary.labels,
-            protected: false,
+            protected,
+            deleted_until: forgotten.map(|mark| timestamp(mark.not_before_ms)).transpose()?,
             read_bytes: summary.read_bytes,
             new_bytes: summary.new_bytes,
             stored_bytes: summary.stored_bytes,
@@ -137,15 +146,22 @@ fn level(level: Level) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use aquifer_engine::repository::format::log::Forgotten;
+    use aquifer_engine::repository::format::{ChunkId, CommitSummary, SessionId};
+
     use super::*;
 
     fn backup(number: u128, domain: &str, modes: &[DiskMode]) -> Listed {
+        committed(number, domain, modes, None)
+    }
+
+    fn committed(number: u128, domain: &str, modes: &[DiskMode], forgotten: Option<Forgotten>) -> Listed {
         let disk = |(index, mode): (usize, &DiskMode)| DiskSummary {
             name: format!("vd{index}"),
             size_bytes: 5 << 30,
             mode: *mode,
         };
-        Listed::new(CommitSummary {
+        let summary = CommitSummary {
             backup: Uuid::from_u128(number),
             parent: None,
             domain: domain.to_owned(),
@@ -157,6 +173,17 @@ mod tests {
             read_bytes: 3,
             new_bytes: 2 << 20,
             stored_bytes: 1 << 20,
+        };
+        let session = SessionId::new([1; 10], 2);
+        let record = ChunkId([2; 32]);
+        Listed::new(BackupInfo {
+            summary,
+            parent: None,
+            seq: 3,
+            session,
+            record,
+            forgotten,
+            protected: false,
         })
         .unwrap()
     }
@@ -170,15 +197,16 @@ mod tests {
         select(backups, &args).iter().map(|backup| backup.uuid.as_u128()).collect()
     }
 
+    const ALL: ListArgs = ListArgs { domain: None, full: false, latest: false, deleted: false };
+
     #[test]
     fn the_list_can_be_narrowed_to_a_domain_to_full_and_to_the_latest() {
-        let all = ListArgs { domain: None, full: false, latest: false };
-        assert_eq!(selected(ListArgs { ..all }), [5, 4, 3]);
-        assert_eq!(selected(ListArgs { domain: Some("a".to_owned()), full: false, latest: false }), [5, 3]);
-        assert_eq!(selected(ListArgs { domain: None, full: true, latest: false }), [4, 3]);
-        assert_eq!(selected(ListArgs { domain: None, full: false, latest: true }), [5, 4]);
+        assert_eq!(selected(ALL), [5, 4, 3]);
+        assert_eq!(selected(ListArgs { domain: Some("a".to_owned()), ..ALL }), [5, 3]);
+        assert_eq!(selected(ListArgs { full: true, ..ALL }), [4, 3]);
+        assert_eq!(selected(ListArgs { latest: true, ..ALL }), [5, 4]);
         // Both together: the newest among the full ones.
-        assert_eq!(selected(ListArgs { domain: Some("a".to_owned()), full: true, latest: true }), [3]);
+        assert_eq!(selected(ListArgs { domain: Some("a".to_owned()), full: true, latest: true, ..ALL }), [3]);
     }
 
     #[test]
@@ -189,6 +217,7 @@ mod tests {
             members,
             [
                 "created",
+                "deleted_until",
                 "description",
                 "disks",
                 "domain",
@@ -205,6 +234,14 @@ mod tests {
         );
         assert_eq!(document[0]["created"], "2010-04-05T14:19:19Z");
         assert_eq!(document[0]["disks"][0]["mode"], "full");
+    }
+
+    #[test]
+    fn a_deleted_backup_says_until_when_it_can_be_brought_back() {
+        let mark = Forgotten { seq: 9, not_before_ms: 1_270_477_159_000 };
+        let document = serde_json::to_value(committed(1, "a", &[], Some(mark))).unwrap();
+        assert_eq!(document["state"], "deleted");
+        assert_eq!(document["deleted_until"], "2010-04-05T14:19:19Z");
     }
 
     #[test]

@@ -75,6 +75,13 @@ pub struct Backup {
     pub seq: u64,
     /// Set while it is forgotten.
     pub forgotten: Option<Forgotten>,
+    /// True while it must not be forgotten; left out of a checkpoint when false.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub protected: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 /// A segment that the log made known.

@@ -73,6 +73,10 @@ fn forget(backup: Uuid, not_before_ms: u64) -> Body {
     Body::Forget { backups: vec![backup], not_before_ms }
 }
 
+fn protect(backup: Uuid, on: bool) -> Body {
+    Body::Protect { backups: vec![backup], on }
+}
+
 fn condemn(packs: &[u32], dropped: &[Uuid]) -> Body {
     Body::Condemn { packs: packs.iter().copied().map(pack_name).collect(), dropped: dropped.to_vec() }
 }
@@ -361,4 +365,28 @@ fn a_clone_is_not_changed_by_what_is_applied_later() {
     log.apply(vec![forget(BACKUP, 0), condemn(&[1], &[BACKUP])]);
     assert!(before.backups().contains_key(&BACKUP) && before.is_live(&pack_name(1)));
     assert!(log.state.backups().is_empty() && !log.state.is_live(&pack_name(1)));
+}
+
+#[test]
+fn a_protected_backup_is_not_forgotten_and_a_forgotten_one_not_protected() {
+    let mut log = Log::with_backup();
+    assert_eq!(log.void(protect(PARENT, true)), VoidReason::UnknownBackup(PARENT));
+    log.apply(vec![protect(BACKUP, true)]);
+    assert!(log.state.backups()[&BACKUP].protected);
+    assert_eq!(log.void(forget(BACKUP, 0)), VoidReason::Protected(BACKUP));
+    assert_eq!(log.state.backups()[&BACKUP].forgotten, None);
+    log.apply(vec![protect(BACKUP, false), forget(BACKUP, 0)]);
+    assert_eq!(log.void(protect(BACKUP, true)), VoidReason::Forgotten(BACKUP));
+    log.apply(vec![Body::Unforget { backups: vec![BACKUP] }, protect(BACKUP, true)]);
+    assert_eq!(log.void(forget(BACKUP, 0)), VoidReason::Protected(BACKUP));
+}
+
+#[test]
+fn a_checkpoint_keeps_a_protection_and_says_nothing_where_there_is_none() {
+    let mut log = Log::with_backup();
+    let json = |state: &State| serde_json::to_string(state).unwrap();
+    assert!(!json(&log.state).contains("protected"));
+    log.apply(vec![protect(BACKUP, true)]);
+    let back: State = serde_json::from_str(&json(&log.state)).unwrap();
+    assert_eq!(back, log.state);
 }

@@ -30,7 +30,13 @@ pub(super) enum Fault {
 /// Calls between the lost answer of a late write and its effect.
 const LATE_CALLS: u64 = 5;
 
-type Write = (Key, Bytes, bool);
+/// A call that changes the store.
+#[derive(Debug, Clone)]
+enum Write {
+    Put(Key, Bytes),
+    Create(Key, Bytes),
+    Delete(Key),
+}
 
 /// A store that fails as told. Heartbeats come from a task of their own and are not counted.
 #[derive(Debug, Clone)]
@@ -39,7 +45,18 @@ pub(super) struct Faulty {
     fault: Fault,
     calls: Arc<AtomicU64>,
     late: Arc<Mutex<Vec<(u64, Write)>>>,
+    interruption: Arc<Interruption>,
     overwritten: Arc<Mutex<Vec<String>>>,
+}
+
+/// What happens before which call.
+#[derive(Default)]
+struct Interruption(Mutex<Option<(u64, BoxFuture<'static, ()>)>>);
+
+impl std::fmt::Debug for Interruption {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Interruption")
+    }
 }
 
 /// What becomes of one call.
@@ -60,8 +77,14 @@ impl Faulty {
             fault,
             calls: Arc::default(),
             late: Arc::default(),
+            interruption: Arc::default(),
             overwritten: Arc::default(),
         }
+    }
+
+    /// Lets this happen before a call, which waits for it.
+    pub(super) fn interrupt_at(&self, call: u64, event: BoxFuture<'static, ()>) {
+        *self.interruption.0.lock().unwrap() = Some((call, event));
     }
 
     pub(super) fn calls(&self) -> u64 {
@@ -85,12 +108,12 @@ impl Faulty {
             *late = rest;
             due
         };
-        for (_, (key, bytes, create)) in due {
+        for (_, write) in due {
             // Nobody waits for these answers.
-            if create {
-                let _ = self.inner.create(&key, bytes).await;
-            } else {
-                let _ = self.put_watched(&key, bytes).await;
+            match write {
+                Write::Put(key, bytes) => drop(self.put_watched(&key, bytes).await),
+                Write::Create(key, bytes) => drop(self.inner.create(&key, bytes).await),
+                Write::Delete(key) => drop(self.inner.delete(&key).await),
             }
         }
     }
@@ -111,6 +134,10 @@ impl Faulty {
         }
         let now = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
         self.deliver(now).await;
+        let due = self.interruption.0.lock().unwrap().take_if(|(call, _)| *call <= now);
+        if let Some((_, event)) = due {
+            event.await;
+        }
         match self.fault {
             Fault::StopBefore(at) if now >= at => Fate::Refuse,
             Fault::StopAfter(at) if now > at => Fate::Refuse,
@@ -145,13 +172,13 @@ impl Faulty {
         &self,
         name: &'static str,
         key: &Key,
-        later: Option<Write>,
+        later: Write,
         pretended: T,
         write: impl Future<Output = Result<T>>,
     ) -> Result<T> {
-        let push = |write: Option<Write>| {
+        let push = |write: Write| {
             let when = self.calls() + LATE_CALLS;
-            self.late.lock().unwrap().extend(write.map(|write| (when, write)));
+            self.late.lock().unwrap().push((when, write));
         };
         match self.fate(key.as_str(), true).await {
             Fate::Do => write.await,
@@ -176,12 +203,12 @@ impl Faulty {
 
 impl ObjectStore for Faulty {
     fn put<'a>(&'a self, key: &'a Key, bytes: Bytes) -> BoxFuture<'a, Result<()>> {
-        let later = Some((key.clone(), bytes.clone(), false));
+        let later = Write::Put(key.clone(), bytes.clone());
         Box::pin(self.write("put", key, later, (), self.put_watched(key, bytes)))
     }
 
     fn create<'a>(&'a self, key: &'a Key, bytes: Bytes) -> BoxFuture<'a, Result<Created>> {
-        let later = Some((key.clone(), bytes.clone(), true));
+        let later = Write::Create(key.clone(), bytes.clone());
         Box::pin(self.write("create", key, later, Created::Won, self.inner.create(key, bytes)))
     }
 
@@ -198,7 +225,7 @@ impl ObjectStore for Faulty {
     }
 
     fn delete<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<()>> {
-        Box::pin(self.write("delete", key, None, (), self.inner.delete(key)))
+        Box::pin(self.write("delete", key, Write::Delete(key.clone()), (), self.inner.delete(key)))
     }
 
     fn describe(&self) -> String {

@@ -1,5 +1,5 @@
-//! A store in memory in which something happens between the reading of a heartbeat and the answer to its reader, so
-//! that a race between two hosts runs the same way each time.
+//! A store in memory in which something happens between a chosen question and its answer, so that a race between two
+//! hosts runs the same way each time.
 //!
 //! It is not a store that fails: see [`super::faults`].
 //!
@@ -23,12 +23,31 @@ impl Interrupted {
 
     /// Lets this happen after the next heartbeat was read and before its reader hears of it.
     pub(super) fn before_the_next_answer(&self, event: impl Future<Output = ()> + Send + 'static) {
-        *self.meanwhile.0.lock().unwrap() = Some(Box::pin(event));
+        *self.meanwhile.0.lock().unwrap() = Some(("hb/", Box::pin(event)));
+    }
+
+    /// Lets this happen after the next pack was asked for its size, and before the answer. A collection asks that of
+    /// every pack that it is about to condemn.
+    pub(super) fn before_a_pack_is_judged(&self, event: impl Future<Output = ()> + Send + 'static) {
+        *self.meanwhile.0.lock().unwrap() = Some(("packs/", Box::pin(event)));
+    }
+
+    async fn happen(&self, question: &str) {
+        let due = {
+            let mut meanwhile = self.meanwhile.0.lock().unwrap();
+            meanwhile.take_if(|(asked, _)| question.starts_with(*asked))
+        };
+        if let Some((_, event)) = due {
+            event.await;
+        }
     }
 }
 
+/// What happens, and the beginning of the keys that it waits for.
+type Event = (&'static str, BoxFuture<'static, ()>);
+
 #[derive(Default)]
-struct Meanwhile(Mutex<Option<BoxFuture<'static, ()>>>);
+struct Meanwhile(Mutex<Option<Event>>);
 
 impl std::fmt::Debug for Meanwhile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -48,17 +67,19 @@ impl ObjectStore for Interrupted {
     fn get<'a>(&'a self, key: &'a Key, range: GetRange) -> BoxFuture<'a, aquifer_store::Result<Bytes>> {
         Box::pin(async move {
             let found = self.inner.get(key, range).await;
-            let meanwhile =
-                key.as_str().starts_with("hb/").then(|| self.meanwhile.0.lock().unwrap().take()).flatten();
-            if let Some(meanwhile) = meanwhile {
-                meanwhile.await;
+            if key.as_str().starts_with("hb/") {
+                self.happen(key.as_str()).await;
             }
             found
         })
     }
 
     fn head<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, aquifer_store::Result<u64>> {
-        self.inner.head(key)
+        Box::pin(async move {
+            let found = self.inner.head(key).await;
+            self.happen(key.as_str()).await;
+            found
+        })
     }
 
     fn list<'a>(

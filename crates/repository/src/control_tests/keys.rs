@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use aquifer_format::id::SlotId;
+use aquifer_format::log::SessionKind;
 use aquifer_store::{Bytes, GetRange, Key, Memory, ObjectStore};
 
 use super::{Host, cheap, secret};
@@ -160,9 +161,14 @@ fn a_lost_mark_of_the_log_store_stops_writers_until_it_is_put_again_and_never_re
         host.init().await.unwrap();
         let listed = store.list("probe/", None).await.unwrap().entries;
         store.delete(&listed[0].key).await.unwrap();
-        host.open(Access::Read).await.unwrap();
+        let before = store.list("", None).await.unwrap().entries;
+        let reader = host.open(Access::Read).await.unwrap();
+        let session = reader.begin_read(SessionKind::Restore, Vec::new()).await.unwrap();
+        assert_eq!(session.id(), None, "a store that may be a copy of the log got an entry");
+        session.close().await.unwrap();
         let error = host.open(Access::Write).await.unwrap_err();
         let Error::WrongLogStore { mark, .. } = error else { panic!("{error}") };
+        assert_eq!(store.list("", None).await.unwrap().entries, before);
         store.put(&mark, Bytes::from_static(b"any")).await.unwrap();
         host.open(Access::Write).await.unwrap();
     });

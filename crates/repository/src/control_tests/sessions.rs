@@ -23,7 +23,7 @@ fn a_backup_is_listed_when_it_is_committed_and_not_before() {
         let session = repository.begin_backup(begin(1, "web")).await.unwrap();
         let stored = store_disk(&session.plane, &disk, EMPTY, None).await.unwrap();
         session.plane.flush().await.unwrap();
-        session.publish().await.unwrap();
+        session.writing.publish().await.unwrap();
         let other = Host::new(2, &store).open(Access::Read).await.unwrap();
         assert!(listed(&other).is_empty());
         let record = record_of(session.begun(), stored.tree);
@@ -168,7 +168,7 @@ fn a_fenced_session_cannot_commit_and_its_packs_are_found_by_the_next() {
         let id = session.id();
         let stored = store_disk(&session.plane, &disk, EMPTY, None).await.unwrap();
         session.plane.flush().await.unwrap();
-        session.publish().await.unwrap();
+        session.writing.publish().await.unwrap();
         let janitor = Host::new(2, &store).open(Access::Write).await.unwrap();
         janitor.log.append(|_| Ok(vec![Body::Fence { session: id, seen: 0 }])).await.unwrap();
         let error = session.clone().commit(record_of(session.begun(), stored.tree)).await.unwrap_err();

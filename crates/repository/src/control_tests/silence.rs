@@ -23,7 +23,7 @@ fn begin_after(fence_after: Duration) -> BeginBackup {
 }
 
 /// Waits for the first beat, which comes from a task of its own; the next one is a minute away.
-async fn beating(store: &Memory, session: &SessionId) {
+pub(super) async fn beating(store: &Memory, session: &SessionId) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while store.get(&layout::heartbeat(session), GetRange::Whole).await.is_err() {
         assert!(tokio::time::Instant::now() < deadline, "no heartbeat within ten seconds");

@@ -25,7 +25,7 @@ struct Place {
 }
 
 /// One thing that a walk meets.
-pub(super) enum Step {
+pub(crate) enum Step {
     /// A node was read; its pack is in use. Inner nodes are told so that their packs count.
     Node(ChunkId),
     /// A leaf node, with the base's at the same place.
@@ -35,7 +35,7 @@ pub(super) enum Step {
 }
 
 /// A walk over one disk's tree.
-pub(super) struct Walk {
+pub(crate) struct Walk {
     nodes: Nodes,
     shape: Shape,
     base: Option<(TreeSpec, Shape)>,
@@ -45,7 +45,7 @@ pub(super) struct Walk {
 
 impl Walk {
     /// A walk over `tree`; what `base` has at the same place is skipped.
-    pub(super) async fn new(parts: &Parts, tree: TreeSpec, base: Option<TreeSpec>) -> Result<Self> {
+    pub(crate) async fn new(parts: &Parts, tree: TreeSpec, base: Option<TreeSpec>) -> Result<Self> {
         let shape = Shape::new(tree.size_bytes, parts.chunk_bytes);
         let base = base.map(|base| (base, Shape::new(base.size_bytes, parts.chunk_bytes)));
         let mut walk =
@@ -78,7 +78,7 @@ impl Walk {
     ///
     /// # Errors
     /// Only what says nothing about the tree, such as a store that does not answer.
-    pub(super) async fn next(&mut self, seen: &mut IdSet) -> Result<Option<Step>> {
+    pub(crate) async fn next(&mut self, seen: &mut IdSet) -> Result<Option<Step>> {
         if let Some(step) = self.pending.take() {
             return Ok(Some(step));
         }
@@ -140,7 +140,7 @@ impl Walk {
 }
 
 /// Whether an error says that something stored is damaged or gone, and not merely out of reach for now.
-pub(super) fn is_damage(error: &Error) -> bool {
+pub(crate) fn is_damage(error: &Error) -> bool {
     match error {
         Error::Missing { .. }
         | Error::PackShort { .. }

@@ -40,6 +40,12 @@ pub enum VoidReason {
     /// A `Commit` of another backup than the session's `Open` announced.
     #[error("backup {0} is not the one that its session announced")]
     WrongBackup(Uuid),
+    /// A backup would be forgotten that is protected.
+    #[error("backup {0} is protected, so it cannot be forgotten")]
+    Protected(Uuid),
+    /// A backup would be protected that is forgotten.
+    #[error("backup {0} is forgotten, so it cannot be protected")]
+    Forgotten(Uuid),
     /// A backup would be dropped that is not forgotten.
     #[error("backup {0} is not forgotten, so it cannot be dropped")]
     NotForgotten(Uuid),
@@ -148,11 +154,13 @@ impl State {
                     session: *session,
                     seq: entry.seq,
                     forgotten: None,
+                    protected: false,
                 },
             ),
             Body::Close { session } | Body::Fence { session, .. } => self.end(session),
             Body::Forget { backups, not_before_ms } => self.forget(entry.seq, backups, *not_before_ms),
             Body::Unforget { backups } => self.unforget(backups),
+            Body::Protect { backups, on } => self.protect(backups, *on),
             Body::Condemn { packs, dropped } => {
                 self.condemn(Condemned { seq: entry.seq, wall_ms: entry.wall_ms }, packs, dropped)
             }
@@ -257,6 +265,10 @@ impl State {
 
     fn forget(&mut self, seq: u64, backups: &[Uuid], not_before_ms: u64) -> Fold {
         self.all_known(backups)?;
+        let protected = |id: &&Uuid| self.backups.get(id).is_some_and(|backup| backup.protected);
+        if let Some(id) = backups.iter().find(protected) {
+            return Err(VoidReason::Protected(*id));
+        }
         for id in backups {
             if let Some(backup) = Arc::make_mut(&mut self.backups).get_mut(id) {
                 // A second Forget never shortens the time in which the first can be undone.
@@ -273,6 +285,20 @@ impl State {
         for id in backups {
             if let Some(backup) = Arc::make_mut(&mut self.backups).get_mut(id) {
                 backup.forgotten = None;
+            }
+        }
+        Ok(())
+    }
+
+    fn protect(&mut self, backups: &[Uuid], on: bool) -> Fold {
+        self.all_known(backups)?;
+        let forgotten = |id: &&Uuid| self.backups.get(id).is_some_and(|backup| backup.forgotten.is_some());
+        if let Some(id) = backups.iter().find(forgotten) {
+            return Err(VoidReason::Forgotten(*id));
+        }
+        for id in backups {
+            if let Some(backup) = Arc::make_mut(&mut self.backups).get_mut(id) {
+                backup.protected = on;
             }
         }
         Ok(())
