@@ -81,6 +81,7 @@ impl Repository {
             }
         };
         writing.close().await?;
+        writing.silent().await;
         self.delete_heartbeat(&writing.id(), &mut report).await?;
         Ok(report)
     }

@@ -14,6 +14,7 @@ use aquifer_format::id::SessionId;
 use aquifer_format::keys::KeyRing;
 use aquifer_format::log::{Body, OpenSession, SessionKind, State};
 use aquifer_store::{Bytes, ObjectStore};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
@@ -87,23 +88,50 @@ pub(crate) struct Presence {
     pub(crate) session: SessionId,
     journal: Mutex<Option<Journal>>,
     _alive: Alive,
-    heartbeat: JoinHandle<()>,
+    heartbeat: Pulse,
+}
+
+/// The running heartbeat. A beat that has begun is always ended, so that none is stored after [`Pulse::ended`].
+#[derive(Debug)]
+struct Pulse {
+    stop: Arc<Notify>,
+    task: tokio::sync::Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Pulse {
+    fn stop(&self) {
+        self.stop.notify_one();
+    }
+
+    async fn ended(&self) {
+        if let Some(task) = self.task.lock().await.take() {
+            // It cannot fail but by a panic, which has been reported.
+            let _ = task.await;
+        }
+    }
 }
 
 impl Presence {
     /// The session is over: stops its heartbeat and removes its journal.
     pub(crate) fn end(&self) {
-        self.heartbeat.abort();
+        self.heartbeat.stop();
         if let Some(journal) = self.journal.lock().unwrap_or_else(PoisonError::into_inner).take() {
             journal.end();
         }
     }
 }
 
+impl Presence {
+    /// Waits, after [`Presence::end`], until the heartbeat is silent for good.
+    pub(crate) async fn silent(&self) {
+        self.heartbeat.ended().await;
+    }
+}
+
 impl Drop for Presence {
     fn drop(&mut self) {
         // Without an end the journal stays, unlocked: the next process fences the session.
-        self.heartbeat.abort();
+        self.heartbeat.stop();
     }
 }
 
@@ -168,15 +196,17 @@ impl Repository {
         Ok(())
     }
 
-    fn start_heartbeat(&self, session: SessionId) -> JoinHandle<()> {
+    fn start_heartbeat(&self, session: SessionId) -> Pulse {
+        let stop = Arc::new(Notify::new());
         let beats = Beats {
             store: Arc::clone(&self.stores.packs),
             ring: self.parts.ring.clone(),
             world: Arc::clone(&self.parts.world),
             host: self.host.clone(),
             session,
+            stop: Arc::clone(&stop),
         };
-        tokio::spawn(beats.run())
+        Pulse { stop, task: tokio::sync::Mutex::new(Some(tokio::spawn(beats.run()))) }
     }
 }
 
@@ -186,6 +216,7 @@ struct Beats {
     world: Arc<dyn World>,
     host: String,
     session: SessionId,
+    stop: Arc<Notify>,
 }
 
 impl Beats {
@@ -194,7 +225,11 @@ impl Beats {
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut beat = 0;
         loop {
-            interval.tick().await;
+            tokio::select! {
+                biased;
+                () = self.stop.notified() => return,
+                _ = interval.tick() => {}
+            }
             beat += 1;
             // A missed beat risks a fence after an hour of them, and that costs a resumed backup, no data.
             if let Err(error) = self.beat(beat).await {

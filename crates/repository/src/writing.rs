@@ -72,6 +72,11 @@ impl Writing {
         self.presence.end();
     }
 
+    /// Waits, after the session's end, until its heartbeat is silent for good.
+    pub(crate) async fn silent(&self) {
+        self.presence.silent().await;
+    }
+
     /// See [`crate::BackupSession::checkpoint_progress`].
     pub(crate) async fn checkpoint_progress(&self) -> Result<()> {
         if self.plane.publish_due() { self.publish().await } else { Ok(()) }

@@ -62,7 +62,7 @@ pub(super) async fn assert_tidy(store: &Memory, seed: u64) {
         "{report:#?}"
     );
     assert!(report.dropped.is_empty() && report.missing == 0, "{report:#?}");
-    assert!(keys(store, "hb/").await.is_empty());
+    assert_eq!(keys(store, "hb/").await, Vec::<String>::new());
     let named: BTreeSet<String> = repository
         .state()
         .segments()
