@@ -53,7 +53,7 @@ impl Log {
         since.uncopied.push((key, object));
         while let Some((key, object)) = since.uncopied.first() {
             let stored = mirror.put(key, object.clone()).await;
-            stored.map_err(|source| Error::Mirror { key: key.to_string(), source })?;
+            stored.map_err(|source| Error::Mirror { key: key.to_string(), source: Box::new(source) })?;
             since.uncopied.remove(0);
         }
         Ok(())
@@ -71,7 +71,7 @@ impl Log {
             let object = slot(self.parts.store.as_ref(), seq).await?;
             let object = object.ok_or(Error::LogGap { missing: seq, next: state.seq() })?;
             let (key, copied) = (layout::log(seq), mirror.put(&layout::log(seq), object).await);
-            copied.map_err(|source| Error::Mirror { key: key.to_string(), source })?;
+            copied.map_err(|source| Error::Mirror { key: key.to_string(), source: Box::new(source) })?;
         }
         Ok(())
     }

@@ -227,7 +227,7 @@ pub enum Error {
         /// The object.
         key: String,
         /// What the pack store said.
-        source: aquifer_store::Error,
+        source: Box<aquifer_store::Error>,
     },
     /// A checkpoint exists of an entry that does not (P7).
     #[error(
@@ -363,7 +363,7 @@ pub enum Error {
         /// The pack.
         pack: PackName,
         /// What the store said.
-        source: aquifer_store::Error,
+        source: Box<aquifer_store::Error>,
     },
     /// A pack gave fewer bytes than it must have.
     #[error("pack {pack}: of {wanted} bytes at offset {offset} there are {got}")]
@@ -445,7 +445,7 @@ pub enum Error {
         /// The pack.
         pack: PackName,
         /// What the store said.
-        source: aquifer_store::Error,
+        source: Box<aquifer_store::Error>,
     },
     /// A chunk just sealed does not decode to what was read.
     #[error("chunk {chunk}: {source}")]

@@ -264,7 +264,7 @@ fn a_failed_upload_names_the_pack_stops_the_writers_and_spares_older_backups() {
         let error = session.backup(&noise(2, 400 * CHUNK as usize), first.tree, None).await.unwrap_err();
         let Error::Upload { pack, source } = cause(&error) else { panic!("{error}") };
         assert_eq!(pack.session, SessionId::new([9; 10], 2));
-        assert!(matches!(source, aquifer_store::Error::NoSpace { .. }));
+        assert!(matches!(**source, aquifer_store::Error::NoSpace { .. }));
         assert!(error.to_string().contains(&pack.to_string()), "{error}");
         assert!(matches!(session.plane.flush().await.unwrap_err(), Error::SessionFailed { .. }));
         let meta = session.plane.store_meta(BlobKind::Record, b"{}").await;

@@ -73,7 +73,7 @@ impl Parts {
             .packs
             .get(&key, GetRange::From { offset, bytes })
             .await
-            .map_err(|source| Error::PackLost { pack: *pack, source })?;
+            .map_err(|source| Error::PackLost { pack: *pack, source: Box::new(source) })?;
         if body.len() as u64 != bytes {
             return Err(Error::PackShort { pack: *pack, offset, wanted: bytes, got: body.len() as u64 });
         }
@@ -85,7 +85,7 @@ impl Parts {
         self.packs
             .get(&layout::pack(pack), GetRange::Whole)
             .await
-            .map_err(|source| Error::PackLost { pack: *pack, source })
+            .map_err(|source| Error::PackLost { pack: *pack, source: Box::new(source) })
     }
 }
 

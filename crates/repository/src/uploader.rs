@@ -156,7 +156,7 @@ async fn upload(plane: &Plane, pack: FinishedPack) {
     let stored = SegmentPack { name, stored_as: name, bytes: body.len() as u64, kind, header, hash, rows };
     match plane.parts().packs.put(&layout::pack(&name), body.clone()).await {
         Ok(()) => plane.stored(stored),
-        Err(source) => drop(plane.fail(Error::Upload { pack: name, source })),
+        Err(source) => drop(plane.fail(Error::Upload { pack: name, source: Box::new(source) })),
     }
     if kind == PackKind::Data {
         // A store that still holds the body keeps it; the pool then starts with an empty buffer.

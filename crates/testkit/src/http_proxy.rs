@@ -202,9 +202,9 @@ fn read_head(reader: &mut impl BufRead) -> io::Result<String> {
 
 fn content_length(head: &str) -> usize {
     let lengths = head.lines().filter_map(|line| line.split_once(':'));
-    let length =
+    let mut length =
         lengths.filter(|(name, _)| name.eq_ignore_ascii_case("content-length")).map(|(_, value)| value);
-    length.last().and_then(|value| value.trim().parse().ok()).unwrap_or(0)
+    length.next_back().and_then(|value| value.trim().parse().ok()).unwrap_or(0)
 }
 
 #[cfg(test)]

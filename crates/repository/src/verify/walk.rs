@@ -150,11 +150,15 @@ pub(crate) fn is_damage(error: &Error) -> bool {
         Error::Node { source, .. } | Error::Object { source, .. } | Error::Format(source) => {
             source.is_corrupt()
         }
-        Error::PackLost { source, .. } | Error::Store(source) => {
-            matches!(source, aquifer_store::Error::NotFound { .. } | aquifer_store::Error::Range { .. })
-        }
+        Error::PackLost { source, .. } => is_incomplete(source),
+        Error::Store(source) => is_incomplete(source),
         _ => false,
     }
+}
+
+/// Whether the store answered, and has not all of the object.
+fn is_incomplete(error: &aquifer_store::Error) -> bool {
+    matches!(error, aquifer_store::Error::NotFound { .. } | aquifer_store::Error::Range { .. })
 }
 
 /// What became of looking up a leaf's chunks.
