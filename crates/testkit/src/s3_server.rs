@@ -1,7 +1,8 @@
 //! A real S3 server to store in: moto, over HTTP, in a process of its own, with its objects in memory.
 //!
 //! `scripts/moto.sh` installs it into the cache folder (`make deps` runs that). Without credentials being asked for it
-//! takes any; [`S3Server::guard`] turns its checks of signatures and rights on.
+//! takes any; [`S3Server::guard`] turns its checks of signatures and rights on. Two of its faults are mended as it starts
+//! (`serve_moto.py`): as it is shipped, racing creates can both win, and a signed query never matches.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};

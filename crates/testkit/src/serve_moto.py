@@ -13,6 +13,7 @@ from urllib.parse import quote, unquote
 
 from moto.iam.access_control import S3IAMRequest
 from moto.s3.models import s3_backends
+from moto.s3.responses import S3Response
 from moto.server import main
 
 owner, scratch, bucket, prefix, objects = sys.argv[1:6]
@@ -39,6 +40,18 @@ def with_quoted_query(sign):
     return requoted
 
 
+def one_at_a_time(put):
+    """Moto looks whether a name is taken, and writes later: in its threads, two creates can win."""
+    lock = threading.Lock()
+
+    def locked(self):
+        with lock:
+            return put(self)
+
+    return locked
+
+
+S3Response.put_object = one_at_a_time(S3Response.put_object)
 S3IAMRequest._create_aws_request = with_quoted_query(S3IAMRequest._create_aws_request)
 threading.Thread(target=end_with_owner, daemon=True).start()
 if bucket:
