@@ -326,3 +326,21 @@ fn a_session_of_another_host_is_a_conflict_until_it_is_fenced_and_never_commits_
     ensure!(listed.len() == 1 && listed[0]["uuid"] == taken.uuid.as_str(), "{listed:?}");
     ensure_healed(&mut rig, "healed")
 }
+
+#[test]
+#[ignore = "slow group self_healing"]
+fn a_base_that_was_deleted_is_not_trusted_and_every_other_backup_is_whole() -> Outcome {
+    let mut rig = Rig::start(&MIXED)?;
+    let first = backed_up(&mut rig, "first", &[])?;
+    let base = backed_up(&mut rig, "base", &[])?;
+    base.ensure_all_by_bitmap()?;
+    rig.aquifer.run(&["delete", &base.uuid])?.ok()?;
+    let taken = backed_up(&mut rig, "after", &[])?;
+    for name in ["vda", "vdb"] {
+        taken.ensure_mode(name, "rescan", "deleted")?;
+    }
+    rig.aquifer.run(&["undelete", &base.uuid])?.ok()?;
+    rig.prove(&first, "first-again")?;
+    rig.prove(&base, "base-again")?;
+    ensure_healed(&mut rig, "healed")
+}
