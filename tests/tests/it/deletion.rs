@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use aquifer_testkit::{Aquifer, Server, TempDir, process, tempdir};
+use aquifer_testkit::{Aquifer, Running, Server, TempDir, process, tempdir};
 
 use crate::Outcome;
 use crate::rig::{SECOND, ensure_same, sample, text};
@@ -42,6 +42,20 @@ impl Chain {
         let uuid = done["uuid"].as_str().context("no uuid")?.to_owned();
         self.backups.push((uuid, image));
         Ok(())
+    }
+
+    /// Starts a restore of the first backup into a volume of which every write waits, so that it is still running when
+    /// something else comes. It is open in the log on return; the volume's server ends with its value.
+    fn restore_slowly(&self) -> Result<(Running, PathBuf, Server)> {
+        let target = self.folder.path().join("slow.raw");
+        fs::File::create(&target)?.set_len(BYTES as u64)?;
+        let waiting = ["--filter=delay", "file", &text(&target), "delay-write=3", "delay-zero=3"];
+        let server = Server::nbdkit(self.folder.path(), &waiting)?;
+        let volume = format!("disk={}", server.uri(""));
+        let arguments = ["restore", self.uuid(0), "--disk", &volume, "--rewrite-existing"];
+        let restoring = self.aquifer.start(&arguments)?;
+        self.wait_session()?;
+        Ok((restoring, target, server))
     }
 
     /// Waits until a session is open.
@@ -145,17 +159,7 @@ fn all_or_nothing_is_deleted_and_the_exit_codes_say_why() -> Outcome {
 #[ignore = "slow group deletion"]
 fn a_backup_is_not_deleted_under_a_restore() -> Outcome {
     let chain = Chain::new(1)?;
-    let target = chain.folder.path().join("slow.raw");
-    fs::File::create(&target)?.set_len(BYTES as u64)?;
-    // Every write waits, so that the restore is still running when the deletion comes.
-    let server = Server::nbdkit(
-        chain.folder.path(),
-        &["--filter=delay", "file", &text(&target), "delay-write=3", "delay-zero=3"],
-    )?;
-    let volume = format!("disk={}", server.uri(""));
-    let restoring =
-        chain.aquifer.start(&["restore", chain.uuid(0), "--disk", &volume, "--rewrite-existing"])?;
-    chain.wait_session()?;
+    let (restoring, target, _server) = chain.restore_slowly()?;
     let other = chain.uuid(0);
     chain.aquifer.run(&["delete", other])?.refused(5, "conflict", &[other, "restore"])?;
     restoring.wait()?.ok()?;
@@ -218,17 +222,8 @@ fn a_repository_without_backups_has_no_packs_left() -> Outcome {
 #[ignore = "slow group deletion"]
 fn a_collection_and_its_victims_restore_do_not_disturb_each_other() -> Outcome {
     let chain = Chain::new(2)?;
-    let target = chain.folder.path().join("slow.raw");
-    fs::File::create(&target)?.set_len(BYTES as u64)?;
     chain.aquifer.run(&["delete", chain.uuid(0), "--forget-delay", "0s"])?.ok()?;
-    let server = Server::nbdkit(
-        chain.folder.path(),
-        &["--filter=delay", "file", &text(&target), "delay-write=3", "delay-zero=3"],
-    )?;
-    let volume = format!("disk={}", server.uri(""));
-    let restoring =
-        chain.aquifer.start(&["restore", chain.uuid(0), "--disk", &volume, "--rewrite-existing"])?;
-    chain.wait_session()?;
+    let (restoring, target, _server) = chain.restore_slowly()?;
     let done = chain.aquifer.run(&["collect", "--grace", "0s"])?.ok()?.document()?;
     ensure!(done["dropped"] == serde_json::json!([]), "dropped under a restore: {done}");
     restoring.wait()?.ok()?;
