@@ -200,18 +200,71 @@ fn attribute<'r>(element: &'r Element<'_>, name: &str) -> Option<&'r str> {
 }
 
 impl Definition {
+    /// The domain's name.
+    ///
+    /// # Errors
+    /// [`XmlError`] if it has none.
+    pub fn name(&self) -> Result<String, XmlError> {
+        self.look(|root| {
+            let name = one(root, "name")?.ok_or_else(|| root.missing("a <name>"))?;
+            Ok(name.text.trim_ascii().to_owned())
+        })
+    }
+
+    /// The domain's id, if it has one.
+    ///
+    /// # Errors
+    /// [`XmlError`] if there is an element for it that holds none.
+    pub fn uuid(&self) -> Result<Option<Uuid>, XmlError> {
+        self.look(|root| {
+            let Some(element) = one(root, "uuid")? else { return Ok(None) };
+            let uuid = element.text.trim_ascii().parse();
+            uuid.map(Some).map_err(|_| element.missing("a uuid"))
+        })
+    }
+
+    /// The file or device that a disk reads from (its `<source file>` or `<source dev>`) and its format, raw if none is
+    /// said; `None` for any other source or format.
+    ///
+    /// # Errors
+    /// [`XmlError`] if a disk has no name.
+    pub fn source(&self, name: &str) -> Result<Option<(NewSource, ImageFormat)>, XmlError> {
+        self.look(|root| {
+            let disks = children(root, "devices").flat_map(|devices| children(devices, "disk"));
+            for disk in disks.filter(|disk| disk::has_data(disk)) {
+                if disk::name(disk)? == name {
+                    let source = one(disk, "source")?;
+                    let path = |key| source.and_then(|source| attribute(source, key)).map(str::to_owned);
+                    let place =
+                        path("file").map(NewSource::File).or_else(|| path("dev").map(NewSource::Block));
+                    let format = match one(disk, "driver")?.and_then(|driver| attribute(driver, "type")) {
+                        None | Some("raw") => Some(ImageFormat::Raw),
+                        Some("qcow2") => Some(ImageFormat::Qcow2),
+                        Some(_) => None,
+                    };
+                    return Ok(place.zip(format));
+                }
+            }
+            Ok(None)
+        })
+    }
+
+    fn look<T>(&self, look: impl FnOnce(&Element<'_>) -> Read<T>) -> Result<T, XmlError> {
+        let inner = || look(&read_tree(self.as_str(), DEFINITION_LIMITS)?);
+        inner().map_err(|fault| located(self.as_str(), fault))
+    }
+
     /// The names of the disks that [`rewrite`] wants a new source for, in the order of the definition.
     ///
     /// # Errors
     /// [`XmlError`] if a disk has no name.
     pub fn disks(&self) -> Result<Vec<String>, XmlError> {
-        let names = || {
-            let root = read_tree(self.as_str(), DEFINITION_LIMITS)?;
-            let disks = children(&root, "devices").flat_map(|devices| children(devices, "disk"));
-            let names =
-                disks.filter(|disk| disk::has_data(disk)).map(|disk| disk::name(disk).map(str::to_owned));
-            names.collect::<Read<Vec<_>>>()
-        };
-        names().map_err(|fault| located(self.as_str(), fault))
+        self.look(|root| {
+            let disks = children(root, "devices").flat_map(|devices| children(devices, "disk"));
+            disks
+                .filter(|disk| disk::has_data(disk))
+                .map(|disk| disk::name(disk).map(str::to_owned))
+                .collect()
+        })
     }
 }

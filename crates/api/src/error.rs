@@ -37,6 +37,23 @@ pub enum Kind {
     Internal,
 }
 
+impl Kind {
+    /// The code of an error of which only the kind is known.
+    fn code(self) -> &'static str {
+        match self {
+            Kind::Invalid => "INVALID_ARG",
+            Kind::NotFound => "NOT_FOUND",
+            Kind::Conflict => "CONFLICT",
+            Kind::Denied => "PERMISSION",
+            Kind::Unavailable => "UNAVAILABLE",
+            Kind::Corrupt => "CORRUPT",
+            Kind::Unsupported => "OPERATION_UNSUPPORTED",
+            Kind::Cancelled => "CANCELLED",
+            Kind::Internal => "INTERNAL",
+        }
+    }
+}
+
 /// A call that failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -248,6 +265,16 @@ pub enum Error {
     /// A fault of Aquifer itself.
     #[error("{0}")]
     Internal(String),
+    /// What a lower layer reported and has no word of its own here.
+    #[error("{message}")]
+    Other {
+        /// What the caller must do.
+        kind: Kind,
+        /// What happened, naming the object and the number.
+        message: String,
+        /// The way out, where one is known.
+        hint: Option<String>,
+    },
 }
 
 impl Error {
@@ -302,12 +329,14 @@ impl Error {
             Error::Unavailable(_) => ("UNAVAILABLE", Kind::Unavailable),
             Error::Cancelled => ("CANCELLED", Kind::Cancelled),
             Error::Internal(_) => ("INTERNAL", Kind::Internal),
+            Error::Other { kind, .. } => (kind.code(), *kind),
         }
     }
 
     /// The way out, where one is known and the message does not say it.
-    pub fn hint(&self) -> Option<&'static str> {
+    pub fn hint(&self) -> Option<&str> {
         Some(match self {
+            Error::Other { hint, .. } => return hint.as_deref(),
             Error::Ambiguous { .. } => "give more digits",
             Error::NoParent { .. } => "leave the parent out to take the newest backup of each disk",
             Error::ParentNotComplete { .. } => "wait for it, or name another",

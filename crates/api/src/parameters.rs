@@ -80,6 +80,7 @@ pub const NAMES: &[(&str, Type)] = &[
     ("level", Type::String),
     ("job", Type::String),
     ("domain", Type::String),
+    ("parent", Type::String),
     ("bytes_read", Type::Ullong),
     ("bytes_zero", Type::Ullong),
     ("bytes_dup", Type::Ullong),

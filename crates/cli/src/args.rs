@@ -6,6 +6,7 @@
 //!
 //! Invariant: nothing here touches a file, the network or the terminal.
 
+pub(crate) mod api;
 mod documents;
 pub(crate) mod jobs;
 pub(crate) mod removal;
@@ -15,6 +16,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use self::api::{DumpxmlArgs, FinishArgs, StartUnmanagedArgs};
 use self::jobs::{BackupArgs, RestoreArgs, VerifyArgs};
 use self::removal::{CollectArgs, DeleteArgs, ProtectArgs, PruneArgs, UndeleteArgs};
 use self::values::{Named, Size};
@@ -74,12 +76,32 @@ pub(crate) enum Command {
     /// List backups, newest first.
     #[command(after_long_help = documents::LIST)]
     List(ListArgs),
-    /// Print the description of a backup as domainbackup XML, with --json too.
-    Dumpxml {
+    /// List the backups that were read against a backup, oldest first; none of them needs it to be restored.
+    #[command(after_long_help = documents::LIST)]
+    Children {
         /// The backup: its uuid, at least eight digits of it, or latest:DOMAIN.
         #[arg(value_name = "UUID")]
         backup: String,
+        /// Theirs as well.
+        #[arg(long)]
+        descendants: bool,
     },
+    /// Print the description of a backup, or of one that is being served, as domainbackup XML, with --json too.
+    Dumpxml(DumpxmlArgs),
+    /// Print what is known of a backup and of its job.
+    #[command(after_long_help = documents::PARAMS)]
+    Params {
+        /// The backup, or the job of a restore.
+        #[arg(value_name = "UUID")]
+        backup: String,
+    },
+    /// Freeze a running domain's disks and serve them over NBD, for another program to read.
+    StartUnmanaged(StartUnmanagedArgs),
+    /// End a backup that another program reads: it is complete, or with --cancel it is none.
+    Finish(FinishArgs),
+    /// Serves an unmanaged backup as long as its lease lasts; started by `start-unmanaged`.
+    #[command(hide = true)]
+    Keep,
     /// Restore disks of a backup.
     Restore(RestoreArgs),
     /// Prove that stored backups can be restored.
@@ -213,6 +235,37 @@ pub(crate) enum DomainCommand {
     Show {
         /// The domain.
         name: String,
+    },
+    /// Define a domain: libvirt's XML, a JSON object with "name", or QEMU's command line with -name. Each later backup
+    /// keeps a copy; earlier ones of the name are its own.
+    #[command(after_long_help = documents::DEFINED)]
+    Define {
+        /// The definition; - reads it from standard input.
+        file: PathBuf,
+    },
+    /// Undefine a domain; it must have no backups.
+    #[command(after_long_help = documents::DEFINED)]
+    Undefine {
+        /// The domain.
+        name: String,
+        /// Delete its backups as well, all or none; for a while they can be brought back.
+        #[arg(long)]
+        backups: bool,
+    },
+    /// Set where a domain's backups go when their documents do not say it.
+    #[command(after_long_help = documents::DEFINED)]
+    SetDefaultTarget {
+        /// The domain.
+        name: String,
+        /// A domainbackup with a target directly inside; - reads it from standard input.
+        #[arg(long, value_name = "FILE", required_unless_present = "clear")]
+        xml: Option<PathBuf>,
+        /// Go back to having none.
+        #[arg(long, conflicts_with = "xml")]
+        clear: bool,
+        /// Accept a target that cannot be reached now.
+        #[arg(long)]
+        force: bool,
     },
     /// Remove from the domain's QEMU what a crashed backup of ours left; touch nothing else.
     #[command(after_long_help = documents::CLEANUP)]

@@ -12,9 +12,13 @@ mod dumpxml;
 mod keys;
 mod list;
 mod open;
+mod parameters;
 mod prune;
 mod repository;
 mod restore;
+mod service;
+mod source;
+mod unmanaged;
 mod verify;
 
 use aquifer_engine::{Error, Result};
@@ -35,6 +39,9 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<Exit> {
         Command::Verify(args) => verify::run(context, args).await,
         Command::Domain(command) => domain::run(context, command).await,
         Command::Collect(args) => collect::run(context, args).await,
+        Command::StartUnmanaged(args) => unmanaged::start(context, args).await,
+        Command::Keep => unmanaged::keep(context).await,
+        Command::Finish(args) => unmanaged::finish(context, args).await,
         // The others have nothing to clean up: whatever they were writing is not there yet, or is there whole.
         other => tokio::select! {
             end = run_short(context, other) => end,
@@ -51,7 +58,9 @@ async fn run_short(context: &Context, command: Command) -> Result<Exit> {
         Command::Undelete(args) => delete::undelete(context, args).await?,
         Command::Protect(args) => delete::protect(context, args).await?,
         Command::Prune(args) => prune::run(context, args).await?,
-        Command::Dumpxml { backup } => dumpxml::run(context, &backup).await?,
+        Command::Dumpxml(args) => dumpxml::run(context, &args).await?,
+        Command::Children { backup, descendants } => list::children(context, &backup, descendants).await?,
+        Command::Params { backup } => parameters::run(context, &backup).await?,
         Command::Doctor { nbd } => return doctor::run(context, nbd).await,
         Command::Debug(command) => debug::run(context, command).await?,
         // Started without configuration and runtime, or above.
@@ -60,6 +69,9 @@ async fn run_short(context: &Context, command: Command) -> Result<Exit> {
         | Command::Verify(_)
         | Command::Domain(_)
         | Command::Collect(_)
+        | Command::StartUnmanaged(_)
+        | Command::Keep
+        | Command::Finish(_)
         | Command::Completions { .. }
         | Command::Man { .. }
         | Command::Guard => {}

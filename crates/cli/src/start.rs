@@ -53,7 +53,7 @@ fn run(cli: Cli, output: &Arc<Output>) -> Result<Exit> {
     let end = runtime.block_on(async {
         let cancel = signals::cancel_on_signal()?;
         let context = Context { global: cli.global, config, environment, output: Arc::clone(output), cancel };
-        commands::run(&context, cli.command).await
+        Box::pin(commands::run(&context, cli.command)).await
     });
     runtime.shutdown_timeout(LAST_THREADS);
     end

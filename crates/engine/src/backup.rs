@@ -359,10 +359,12 @@ impl Job<'_> {
             created_ms: source.instant_ms,
             description: request.description.clone(),
             disks,
-            definition: definition.map(|bytes| Definition { kind: definition_kind(&bytes), bytes }),
+            definition: definition.map(definition_of),
             quiesce: QuiesceRecord { quiesced: source.quiesced, frozen_ms: source.freeze_ms, detail: None },
             tool: concat!("aquifer ", env!("CARGO_PKG_VERSION")).to_owned(),
             labels: request.labels.clone(),
+            namespace: request.namespace.clone(),
+            external: false,
         }
     }
 }
@@ -415,14 +417,17 @@ impl Reading {
     }
 }
 
-fn definition_kind(bytes: &[u8]) -> DefinitionKind {
-    match bytes.iter().find(|byte| !byte.is_ascii_whitespace()) {
+/// A definition, and what it is written in by its first character.
+pub fn definition_of(bytes: Vec<u8>) -> Definition {
+    let kind = match bytes.iter().find(|byte| !byte.is_ascii_whitespace()) {
         Some(b'<') => DefinitionKind::Xml,
-        _ => DefinitionKind::Json,
-    }
+        Some(b'{' | b'[') => DefinitionKind::Json,
+        _ => DefinitionKind::CommandLine,
+    };
+    Definition { kind, bytes }
 }
 
 /// This machine's name, as backups record it.
-fn host_name() -> String {
+pub(crate) fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }

@@ -28,6 +28,8 @@ mod changes;
 mod convert;
 mod doctor;
 mod draw;
+mod estimate;
+mod expose;
 mod lineage;
 mod patch;
 mod restore;
@@ -51,17 +53,21 @@ pub use aquifer_repository as repository;
 /// How a backup, and a disk of it, was read.
 pub use aquifer_repository::format::record::{Level, Mode as DiskMode};
 
-pub use backup::backup;
+pub use backup::{backup, definition_of};
 pub use doctor::{DoctorRequest, Finding, Health, doctor};
 pub use error::{Error, Kind, Result};
+pub use estimate::{EstimatedDisk, estimate};
+pub use expose::{Exposed, ExposedDisk, Exposure, expose};
 pub use filter_test::{FilterVerdict, FilterVerdicts};
+pub use lineage::ParentMismatch;
 pub use progress::{Event, EventSink};
 pub use request::{
     BackupOutcome, BackupRequest, BackupState, DiskOutcome, QmpSource, RestoreOutcome, RestoreRequest,
-    RestoredDisk, Source, VolumeSpec,
+    RestoredDisk, Source, VolumeSpec, WantedParent,
 };
 pub use restore::restore;
 pub use settings::{JobContext, JobSettings};
+pub use source::check_name;
 pub use verify::{UnreadableDisk, VerifyDepth, VerifyJob, VerifyOutcome, verify};
 
 /// A running job. It is boxed so that its code is generated once, here, and not again in every program and test

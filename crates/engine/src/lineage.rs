@@ -4,6 +4,8 @@
 //! The base of a disk is the backup that its bitmap names, never just the newest one. Whatever makes a bitmap doubtful
 //! costs that disk one whole read, compared with its newest earlier backup, and nothing else.
 //!
+//! Backups that somebody else read beside ours ([`crate::expose`]) are nobody's base here, and their bitmaps are left alone.
+//!
 //! Nothing of a parent is needed to restore its children. Invariant: a disk has a base only if its bitmap marks, for
 //! certain, every change since the instant of a committed, undeleted backup of this domain and this disk.
 
@@ -11,11 +13,11 @@ use std::collections::BTreeMap;
 
 use aquifer_qemu::{BitmapSupport, Checkpoint, CheckpointPlan, Disk, Domain};
 use aquifer_repository::format::record::{Mode, Record};
-use aquifer_repository::{Fate, TreeSpec};
+use aquifer_repository::{BackupInfo, Fate, TreeSpec};
 use uuid::Uuid;
 
 use crate::error::{Error, Kind, Result};
-use crate::request::{BackupRequest, Source};
+use crate::request::{BackupRequest, Source, WantedParent};
 use crate::settings::JobContext;
 
 /// Backups of a domain that are looked through for one that left a bitmap on a disk, when newer ones hold the disk without
@@ -28,6 +30,10 @@ pub(crate) struct Facts {
     domain: String,
     /// Read everything, and compare with nothing.
     full: bool,
+    /// These disks too.
+    full_disks: Vec<String>,
+    /// What the caller wants the disks to be read against.
+    parent: Option<WantedParent>,
     /// Bytes that one bit of a new bitmap stands for.
     granularity_bytes: u64,
     /// Why a disk without any bitmap is read whole.
@@ -64,6 +70,28 @@ pub(crate) struct Descent {
     pub(crate) plan: CheckpointPlan,
 }
 
+/// What a reader of its own is offered of one disk.
+#[derive(Debug, Clone)]
+pub(crate) struct Offer {
+    pub(crate) plan: CheckpointPlan,
+    /// The backup since which the changes are told.
+    pub(crate) parent: Option<Uuid>,
+    /// Why they are not, if somebody asked for them.
+    pub(crate) reason: Option<String>,
+}
+
+/// A disk that cannot be read against the parent that its caller insists on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("disk {disk} cannot be read against {parent}: {reason}")]
+pub struct ParentMismatch {
+    /// The disk.
+    pub disk: String,
+    /// The parent asked for.
+    pub parent: Uuid,
+    /// What the disk's bitmap says.
+    pub reason: String,
+}
+
 /// A bitmap that can be believed.
 struct Base<'a> {
     checkpoint: &'a Checkpoint,
@@ -77,6 +105,8 @@ impl Facts {
         let mut facts = Facts {
             domain: request.domain.clone(),
             full: request.full,
+            full_disks: request.full_disks.clone(),
+            parent: request.parent,
             granularity_bytes: u64::from(context.repository.config().chunk_bytes),
             no_bitmap: request.source.rescan_reason(),
             markable: matches!(request.source, Source::Qmp(_)),
@@ -88,7 +118,8 @@ impl Facts {
 
     async fn find_earlier(&mut self, context: &JobContext) {
         let mut backups = context.repository.backups();
-        backups.retain(|entry| entry.forgotten.is_none() && entry.summary.domain == self.domain);
+        let held = |entry: &BackupInfo| entry.forgotten.is_none() && !entry.summary.external;
+        backups.retain(|entry| held(entry) && entry.summary.domain == self.domain);
         for (age, entry) in backups.iter().enumerate() {
             let summary = &entry.summary;
             self.newest.get_or_insert(summary.backup);
@@ -135,6 +166,61 @@ impl Facts {
             context.events.warn(format!("earlier backup {backup} cannot be compared with: {error}"));
         }
         self.records.entry(backup).or_insert(record.ok()).clone()
+    }
+
+    /// The changes that a reader of its own is offered, and since when: since the backup that it names, else since the
+    /// newest that it, or somebody like it, read before. Nothing of ours is touched.
+    ///
+    /// # Errors
+    /// Those of [`Facts::descent`].
+    pub(crate) fn offer(&self, disk: &Disk, checkpoints: &[Checkpoint]) -> Result<Offer> {
+        checkpoints.iter().try_for_each(|checkpoint| self.refuse_open(disk, checkpoint))?;
+        let external: Vec<&Checkpoint> = checkpoints.iter().filter(|one| self.is_external(one)).collect();
+        let seq = |checkpoint: &&&Checkpoint| match self.fate(checkpoint) {
+            Some(Fate::Committed { seq, .. }) => *seq,
+            _ => 0,
+        };
+        let newest = external.iter().max_by_key(seq).copied();
+        let base = match self.parent {
+            _ if self.is_full(&disk.name) => Err(String::new()),
+            None => newest.ok_or_else(String::new),
+            Some(wanted) => {
+                let named =
+                    |one: &&Checkpoint| one.backup.parse() == Ok(wanted.backup) && self.is_committed(one);
+                let named = checkpoints.iter().find(named);
+                named.ok_or_else(|| format!("the disk has no bitmap of backup {}", wanted.backup))
+            }
+        };
+        let base = base.and_then(|base| self.check_offer(disk, base).map(|()| base));
+        let parent = base.as_ref().ok().and_then(|base| base.backup.parse().ok());
+        self.mismatch(disk, parent.ok_or(&base.as_ref().err().cloned().unwrap_or_default()))?;
+        let reason = base.as_ref().err().filter(|reason| !reason.is_empty()).cloned();
+        let plan = CheckpointPlan {
+            mark_granularity_bytes: Some(self.granularity_bytes),
+            changes: base.is_ok(),
+            base: base.ok().cloned(),
+            beside: true,
+            superseded: external.iter().filter(|one| !one.busy).map(|one| one.name.clone()).collect(),
+            ..CheckpointPlan::default()
+        };
+        Ok(Offer { plan, parent, reason })
+    }
+
+    /// Whether a bitmap can be offered to others as it is.
+    fn check_offer(&self, disk: &Disk, base: &Checkpoint) -> Result<(), String> {
+        if base.inconsistent {
+            return Err("bitmap inconsistent: QEMU did not end in order".to_owned());
+        }
+        if base.busy {
+            return Err(format!("bitmap {} is in use by somebody else", base.name));
+        }
+        if !base.recording {
+            return Err(format!("bitmap {} does not take note of writes", base.name));
+        }
+        if !base.same_disk {
+            return Err(format!("bitmap of backup {} marks another disk than {}", base.backup, disk.name));
+        }
+        Ok(())
     }
 
     /// What the new session must pin: the newest backup, and whatever its disks may be built upon.
@@ -184,10 +270,18 @@ impl Facts {
     ///
     /// # Errors
     /// `Conflict` when a bitmap belongs to a backup that somebody else is making.
+    ///
+    /// `Conflict` from [`ParentMismatch`] when the caller insists on another parent than the bitmap's.
     fn descent(&self, disk: &Disk, checkpoints: &[Checkpoint]) -> Result<Descent> {
         checkpoints.iter().try_for_each(|checkpoint| self.refuse_open(disk, checkpoint))?;
+        let ours = |checkpoint: &&Checkpoint| !self.is_external(checkpoint);
+        let checkpoints: Vec<Checkpoint> = checkpoints.iter().filter(ours).cloned().collect();
+        let checkpoints = checkpoints.as_slice();
         let mark_granularity_bytes = Some(self.granularity_bytes);
-        match self.base(disk, checkpoints) {
+        let base = self.base(disk, checkpoints);
+        let other = self.mismatch(disk, base.as_ref().map(|base| base.backup))?;
+        let full = self.is_full(&disk.name);
+        match base {
             Ok(Base { checkpoint, backup, tree }) => {
                 let others = checkpoints.iter().filter(|other| other.name != checkpoint.name);
                 let (older, never) = others.partition(|other| self.is_committed(other));
@@ -196,12 +290,13 @@ impl Facts {
                 let plan = CheckpointPlan {
                     mark_granularity_bytes,
                     base: Some(checkpoint.clone()),
-                    changes: !self.full,
+                    changes: !full && other.is_none(),
                     merge: names(never),
                     remove: names(older),
+                    ..CheckpointPlan::default()
                 };
-                if self.full {
-                    return Ok(self.whole(&disk.name, String::new(), plan));
+                if full || other.is_some() {
+                    return Ok(self.whole(&disk.name, other.unwrap_or_default(), plan));
                 }
                 Ok(Descent { mode: Mode::Bitmap, reason: None, tree: Some(tree), base: Some(backup), plan })
             }
@@ -219,7 +314,7 @@ impl Facts {
 
     fn whole(&self, name: &str, reason: String, plan: CheckpointPlan) -> Descent {
         let (mode, reason, tree) = match self.earlier.get(name) {
-            _ if self.full => (Mode::Full, Some("a full backup was asked for".to_owned()), None),
+            _ if self.is_full(name) => (Mode::Full, Some("a full backup was asked for".to_owned()), None),
             None => (Mode::Full, None, None),
             Some(Earlier::Readable(tree)) => (Mode::Rescan, Some(reason), Some(*tree)),
             Some(Earlier::Unreadable(backup)) => {
@@ -227,6 +322,29 @@ impl Facts {
             }
         };
         Descent { mode, reason, tree, base: None, plan }
+    }
+
+    fn is_full(&self, disk: &str) -> bool {
+        self.full || self.full_disks.iter().any(|full| full == disk)
+    }
+
+    /// Why the disk cannot be read against the parent that the caller wants, if it wants another than `base`.
+    fn mismatch(&self, disk: &Disk, base: Result<Uuid, &String>) -> Result<Option<String>> {
+        let Some(wanted) = self.parent.filter(|wanted| base != Ok(wanted.backup)) else { return Ok(None) };
+        let reason = match base {
+            Ok(base) => format!("its bitmap counts from backup {base}, not from {}", wanted.backup),
+            Err(reason) => reason.clone(),
+        };
+        if wanted.strict {
+            let (disk, parent) = (disk.name.clone(), wanted.backup);
+            return Err(Error::caused(Kind::Conflict, ParentMismatch { disk, parent, reason }));
+        }
+        Ok(Some(reason))
+    }
+
+    /// Whether a bitmap is of a backup that somebody else read, and that is there.
+    fn is_external(&self, checkpoint: &Checkpoint) -> bool {
+        matches!(self.fate(checkpoint), Some(Fate::Committed { external: true, forgotten: false, .. }))
     }
 
     fn refuse_open(&self, disk: &Disk, checkpoint: &Checkpoint) -> Result<()> {
@@ -262,8 +380,8 @@ impl Facts {
             _ => {}
         }
         let committed = checkpoints.iter().filter_map(|checkpoint| match self.fate(checkpoint)? {
-            Fate::Committed { seq, forgotten } => Some((*seq, *forgotten, checkpoint)),
-            Fate::Open { .. } | Fate::Absent => None,
+            Fate::Committed { seq, forgotten, external: false } => Some((*seq, *forgotten, checkpoint)),
+            Fate::Committed { external: true, .. } | Fate::Open { .. } | Fate::Absent => None,
         });
         let Some((_, forgotten, checkpoint)) = committed.max_by_key(|(seq, ..)| *seq) else {
             return Err("no bitmap of a backup that exists".to_owned());

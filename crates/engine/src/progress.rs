@@ -77,7 +77,8 @@ impl EventSink {
         EventSink(None)
     }
 
-    pub(crate) fn send(&self, event: Event) {
+    /// Calls the callback.
+    pub fn send(&self, event: Event) {
         if let Some(callback) = &self.0 {
             callback(event);
         }

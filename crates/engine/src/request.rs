@@ -34,11 +34,26 @@ pub struct BackupRequest {
     /// Read everything and compare with no earlier backup. Chunks that the repository has are still not
     /// stored twice.
     pub full: bool,
+    /// Disks that are read so even if the others are not.
+    pub full_disks: Vec<String>,
+    /// What the disks shall be read against; without it each against what its bitmap counts from.
+    pub parent: Option<WantedParent>,
+    /// The part of the repository that the backup is filed in.
+    pub namespace: Option<String>,
     /// Share of the chunks that a bitmap calls unchanged that is read all the same and compared, in millionths; without it
     /// a small share, and of a large disk not more than some 64 MiB.
     pub recheck_ppm: Option<u32>,
     /// How long another host's session of the domain must be silent before it is ended as dead; zero ends it at once.
     pub fence_after: Duration,
+}
+
+/// A parent that the caller names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WantedParent {
+    /// The backup.
+    pub backup: Uuid,
+    /// Refuse a disk that cannot be read against it, instead of reading it whole.
+    pub strict: bool,
 }
 
 /// Where the disks of a backup are read.

@@ -89,6 +89,13 @@ impl Wanted<'_> {
 
 /// Finds the disks that are asked for.
 fn choose<'a>(record: &'a Record, request: &'a RestoreRequest) -> Result<Vec<Wanted<'a>>> {
+    if record.external {
+        return Err(Error::new(
+            Kind::Unsupported,
+            format!("backup {} is external: somebody else read its disks, and has the data", request.backup),
+        )
+        .hint("restore it with the program that read it; `aquifer list` shows which backups are external"));
+    }
     if request.disks.is_empty() {
         return Err(
             Error::new(Kind::Invalid, "no disk is named").hint("name at least one: --disk NAME=VOLUME")

@@ -181,7 +181,13 @@ impl OpenSource {
     }
 }
 
-fn session_request(context: &JobContext, qmp: &QmpSource, domain: &str, backup: Uuid) -> SessionRequest {
+/// What a session in the domain's QEMU is opened with.
+pub(crate) fn session_request(
+    context: &JobContext,
+    qmp: &QmpSource,
+    domain: &str,
+    backup: Uuid,
+) -> SessionRequest {
     let wanted = u32::try_from(qmp.disks.only.len().max(qmp.disks.names.len()).max(16)).unwrap_or(u32::MAX);
     SessionRequest {
         monitor: qmp.monitor.clone(),
@@ -329,7 +335,10 @@ impl Source {
 const NAME_CHARS: usize = 64;
 
 /// Refuses names of domains and disks that no listing could show.
-pub(crate) fn check_name(what: &str, name: &str) -> Result<()> {
+///
+/// # Errors
+/// `Invalid`.
+pub fn check_name(what: &str, name: &str) -> Result<()> {
     let chars = name.chars().count();
     if chars == 0 || chars > NAME_CHARS || name.chars().any(char::is_control) {
         return Err(Error::new(Kind::Invalid, format!("{what} name {name:?} has {chars} characters"))

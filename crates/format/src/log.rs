@@ -18,7 +18,7 @@ use crate::id::{
 use crate::keys::KeyRing;
 use crate::keys::signer::{SIGNATURE_BYTES, Signer, verify};
 use crate::magic;
-use crate::record::CommitSummary;
+use crate::record::{CommitSummary, Definition};
 use crate::sealed::{self, Place};
 
 pub use state::{
@@ -105,6 +105,32 @@ pub struct BlobPlace {
     pub pack: PackName,
     /// The blob.
     pub id: ChunkId,
+}
+
+/// Where the data of a domain goes when nobody says it: documents of the backup API, kept as they were given.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DefaultTargets {
+    /// Of its backups.
+    pub backup: Option<String>,
+    /// Of the metadata of its snapshots.
+    pub snapshot: Option<String>,
+    /// Of the metadata of its saved states.
+    pub managed_save: Option<String>,
+}
+
+/// A domain that somebody defined.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DefinedDomain {
+    /// Its name; the name under which its backups are filed.
+    pub name: String,
+    /// Its id, if the definition has one.
+    pub uuid: Option<Uuid>,
+    /// How it was defined; each later backup keeps a copy.
+    pub definition: Option<Definition>,
+    /// Where its data goes by default.
+    pub targets: DefaultTargets,
 }
 
 /// One decision. What each does to the state, and when it is void, is fixed in docs/FORMAT.md, "State".
@@ -200,6 +226,16 @@ pub enum Body {
         packs: Vec<PackName>,
         /// Single blobs.
         blobs: Vec<BlobPlace>,
+    },
+    /// A domain is defined, or defined anew. Backups of its name are its own, also those that were there before.
+    Define {
+        /// What is known of it; boxed, because it is the largest body and the rarest.
+        domain: Box<DefinedDomain>,
+    },
+    /// A domain is not defined any more. Its backups stay.
+    Undefine {
+        /// Its name.
+        domain: String,
     },
     /// The keys change.
     Key(KeyChange),

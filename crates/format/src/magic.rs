@@ -33,6 +33,10 @@ pub const TREE_LEVELS_MAX: u8 = 6;
 pub const RECORD_BYTES_MAX: u32 = 4 << 20;
 /// Greatest number of disks in a backup.
 pub const DISKS_MAX: usize = 256;
+/// Largest definition of a domain in the log, in bytes.
+pub const DEFINITION_BYTES_MAX: usize = 1 << 20;
+/// Longest name of a domain in the log, in characters.
+pub const DOMAIN_NAME_CHARS: usize = 64;
 /// Greatest plain size of a log entry, in bytes.
 pub const ENTRY_BYTES_MAX: u32 = 8 << 20;
 /// Greatest plain size of a checkpoint, in bytes.

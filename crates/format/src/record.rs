@@ -112,6 +112,8 @@ pub enum DefinitionKind {
     Xml,
     /// JSON, as QEMU speaks it.
     Json,
+    /// QEMU's command line.
+    CommandLine,
 }
 
 /// The machine's definition, byte for byte.
@@ -178,6 +180,17 @@ pub struct Record {
     pub tool: String,
     /// Free labels.
     pub labels: BTreeMap<String, String>,
+    /// The part of the repository that the backup was asked into; left out when it is the whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// True for a backup whose data somebody else read and has: here are no bytes of its disks, and their roots say
+    /// nothing. Left out when false.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub external: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 impl Record {
@@ -259,6 +272,7 @@ impl Record {
             read_bytes: sum(|disk| disk.read_bytes),
             new_bytes: sum(|disk| disk.new_bytes),
             stored_bytes: sum(|disk| disk.stored_bytes),
+            external: self.external,
         }
     }
 }
@@ -309,6 +323,10 @@ pub struct CommitSummary {
     pub new_bytes: u64,
     /// Bytes that they take in packs.
     pub stored_bytes: u64,
+    /// True for a backup without data here, see [`Record::external`]; left out when false. A program that does not
+    /// know it refuses the entry, and so never restores such a backup as zeros.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub external: bool,
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Checkpoints: the dirty bitmaps by which a later backup knows what changed since an earlier one.
 //!
-//! Every disk carries one bitmap of a repository, named after the backup whose instant it marks. During a session
+//! Every disk carries one bitmap of a repository, named after the backup whose instant it marks, and a second one if
+//! somebody else reads backups of their own beside ours. During a session
 //! there are two: the one of the new backup marks what is written from its instant on, the one before it (the base)
 //! rests. Which of them stays is decided by whether the backup was committed, and that only the repository's log knows:
 //! here the names are read and what was decided is carried out.
@@ -8,6 +9,8 @@
 //! Invariant: at every moment, also between any two commands, the bitmaps of a disk together mark everything written
 //! since the base's instant. So each change is one transaction, and a bitmap goes only when what it marks is no more
 //! needed or stands in another one.
+
+use serde::{Deserialize, Serialize};
 
 use crate::commands::DirtyBitmap;
 use crate::disk::{BitmapSupport, Disk};
@@ -17,7 +20,7 @@ use crate::names::{DELTA, Names};
 use crate::transaction::{At, Transaction};
 
 /// A bitmap of this repository on a disk.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checkpoint {
     /// Its name in QEMU.
     pub name: String,
@@ -27,6 +30,8 @@ pub struct Checkpoint {
     pub same_disk: bool,
     /// Bytes that one bit stands for.
     pub granularity_bytes: u64,
+    /// Bytes that it marks, in whole bits.
+    pub dirty_bytes: u64,
     /// Whether it takes note of writes.
     pub recording: bool,
     /// Whether an export or a job holds it, so that it cannot be touched.
@@ -40,14 +45,18 @@ pub struct Checkpoint {
 pub struct CheckpointPlan {
     /// Bytes that one bit of the new bitmap stands for, a power of two from 512; `None` makes none.
     pub mark_granularity_bytes: Option<u64>,
-    /// The checkpoint of the newest committed backup. It goes when the new backup is committed.
+    /// The checkpoint that the changes are counted from. It goes when the new backup is committed.
     pub base: Option<Checkpoint>,
+    /// Set for a backup that stands beside the others: its base goes on marking and stays, whatever becomes of it.
+    pub beside: bool,
     /// Whether the export tells what changed since the base.
     pub changes: bool,
     /// Checkpoints of backups that were never committed: what they mark is added to the base's, and they go.
     pub merge: Vec<String>,
     /// Checkpoints that nobody needs.
     pub remove: Vec<String>,
+    /// Checkpoints that nobody needs once the new backup is committed.
+    pub superseded: Vec<String>,
 }
 
 /// How a session ends for its checkpoints.
@@ -71,6 +80,7 @@ impl Names {
             backup: backup.to_owned(),
             same_disk: self.bitmap(backup, disk) == name,
             granularity_bytes: bitmap.granularity,
+            dirty_bytes: bitmap.count,
             recording: bitmap.recording,
             busy: bitmap.busy,
             inconsistent: bitmap.inconsistent,
@@ -79,18 +89,20 @@ impl Names {
 }
 
 /// One disk of a session, with what its checkpoints need.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Marked {
     node: String,
     /// The bitmap of the new backup, if there is to be one.
     mark: Option<Mark>,
     base: Option<Checkpoint>,
+    beside: bool,
     changes: bool,
     merge: Vec<String>,
     remove: Vec<String>,
+    superseded: Vec<String>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Mark {
     name: String,
     granularity_bytes: u64,
@@ -107,9 +119,10 @@ impl Marked {
             persistent: disk.bitmaps == BitmapSupport::Persistent,
         });
         // Without a successor the base must go on marking.
-        let base = plan.base.filter(|_| mark.is_some());
+        let base = plan.base.clone().filter(|_| mark.is_some());
         let changes = plan.changes && base.is_some();
-        Self { node: disk.node.clone(), mark, base, changes, merge: plan.merge, remove: plan.remove }
+        let CheckpointPlan { beside, merge, remove, superseded, .. } = plan;
+        Self { node: disk.node.clone(), mark, base, beside, changes, merge, remove, superseded }
     }
 
     /// Name of the new bitmap.
@@ -146,7 +159,9 @@ impl Marked {
         let Some(mark) = &self.mark else { return };
         transaction.mark(self.at(&mark.name), mark.granularity_bytes, mark.persistent);
         let Some(base) = &self.base else { return };
-        transaction.disable(self.at(&base.name));
+        if !self.beside {
+            transaction.disable(self.at(&base.name));
+        }
         if self.changes {
             let delta = At { node: overlay, name: DELTA };
             transaction.collect_in(delta, base.granularity_bytes);
@@ -156,7 +171,10 @@ impl Marked {
 
     fn end(&self, transaction: &mut Transaction, committed: bool) {
         let Some(mark) = &self.mark else { return };
-        match (&self.base, committed) {
+        if committed {
+            self.superseded.iter().for_each(|name| transaction.remove(self.at(name)));
+        }
+        match (self.base.as_ref().filter(|_| !self.beside), committed) {
             (Some(base), true) => transaction.remove(self.at(&base.name)),
             (None, true) => {}
             (base, false) => {

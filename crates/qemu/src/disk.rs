@@ -16,7 +16,7 @@ use crate::monitor::Monitor;
 use crate::names::FAMILY;
 
 /// One disk of a domain.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Disk {
     /// The configured name; else a non-empty `device`, the bare qdev id, or the node name.
     pub name: String,
@@ -41,7 +41,7 @@ pub struct Disk {
 }
 
 /// What kind of dirty bitmap a node can have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BitmapSupport {
     /// One that is kept in the image: qcow2 of version 3.
     Persistent,

@@ -3,6 +3,7 @@
 //! Only questions; no answer is one of the answers. Invariant: what QEMU does not tell is left open and never stops a
 //! backup.
 
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::commands::{QomGet, QueryUuid};
@@ -11,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::monitor::Monitor;
 
 /// The sizes of a disk's blocks that its device tells the guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockSizes {
     /// Smallest unit that the guest can address, in bytes.
     pub logical_bytes: u32,

@@ -45,6 +45,6 @@ pub use monitor::{Event, Monitor};
 pub use nbd_server::NbdListen;
 pub use offline::{ImageExport, ImageRequest};
 pub use schema::Capabilities;
-pub use session::{Export, ExportSession, Method, Quiesce, SessionRequest};
+pub use session::{Export, ExportSession, Method, Quiesce, SavedSession, SessionRequest};
 pub use survey::Domain;
 pub use watch::Lost;

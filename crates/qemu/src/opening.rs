@@ -3,6 +3,7 @@
 //! Invariant: after an error, [`Opening::undo`] takes back every step that was made; what it cannot take back its
 //! guard, the next run or the next session's checkpoints do.
 
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::broadcast;
 
@@ -37,7 +38,7 @@ pub(crate) struct Opening<'a> {
 }
 
 /// What a session that is open consists of.
-#[derive(Debug)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Opened {
     pub(crate) exports: Vec<Export>,
     pub(crate) warnings: Vec<String>,
@@ -47,7 +48,7 @@ pub(crate) struct Opened {
 }
 
 /// The instant itself.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Instant {
     pub(crate) at_ms: Option<u64>,
     pub(crate) freeze_ms: Option<u64>,
@@ -144,10 +145,12 @@ impl<'a> Opening<'a> {
         let mut events = self.monitor.events();
         let mut transaction = Transaction::default();
         for (number, (disk, marked)) in self.disks.iter().zip(self.marked).enumerate() {
-            marked.begin(&mut transaction, &self.shown(number).0);
+            // The job first: QEMU keeps the disk still from there to the end of the transaction, also one that a thread of
+            // its own serves. A write between the bitmaps and the job would be in the instant and in no bitmap.
             if self.request.method == Method::Classic {
                 transaction.freeze(&self.id(number), &disk.node, &self.names.overlay(number));
             }
+            marked.begin(&mut transaction, &self.shown(number).0);
         }
         let outcome = match self.request.method {
             Method::Classic => transaction.run(self.monitor).await,

@@ -16,6 +16,8 @@ use crate::cleanup::{CleanupReport, Scope};
 use crate::disk::{Disk, DiskChoice};
 use crate::error::{Error, Result};
 use crate::guard::{Guard, GuardCommand, Plan};
+use crate::monitor::Monitor;
+use crate::nbd_server::NbdListen;
 use crate::opening::{Opened, Opening};
 use crate::survey::Domain;
 use crate::watch::{Lost, Watch, Watched};
@@ -83,7 +85,7 @@ pub struct SessionRequest {
 }
 
 /// One disk, frozen and served.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Export {
     /// The disk.
     pub disk: Disk,
@@ -100,6 +102,7 @@ pub struct Export {
 /// An open session.
 #[derive(Debug)]
 pub struct ExportSession {
+    address: MonitorAddress,
     opened: Opened,
     skipped: Vec<Disk>,
     domain_uuid: Option<String>,
@@ -148,7 +151,7 @@ impl ExportSession {
             method: request.method,
         };
         let watch = Watch::start(watched.clone(), events);
-        Ok(Self { opened, skipped, domain_uuid, marked, watched, watch, guard })
+        Ok(Self { address: request.monitor, opened, skipped, domain_uuid, marked, watched, watch, guard })
     }
 
     /// The frozen disks.
@@ -237,6 +240,104 @@ impl ExportSession {
             guard.dismiss().await?;
         }
         ended.map(|()| report)
+    }
+}
+
+/// A session as another process can take it over: everything but the connection.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SavedSession {
+    monitor: MonitorAddress,
+    options: MonitorOptions,
+    scope: Scope,
+    method: Method,
+    opened: Opened,
+    domain_uuid: Option<String>,
+    marked: Vec<Marked>,
+}
+
+impl SavedSession {
+    /// How the instant is held.
+    #[must_use]
+    pub fn method(&self) -> Method {
+        self.method
+    }
+
+    /// How its monitor is reached, and whose things it has there: for a clean-up of what is left of it.
+    #[must_use]
+    pub fn parts(&self) -> (&MonitorAddress, &MonitorOptions, &Scope) {
+        (&self.monitor, &self.options, &self.scope)
+    }
+}
+
+impl ExportSession {
+    /// What another process needs to take the session over.
+    #[must_use]
+    pub fn saved(&self) -> SavedSession {
+        SavedSession {
+            monitor: self.address.clone(),
+            options: self.watched.options.clone(),
+            scope: self.watched.scope.clone(),
+            method: self.watched.method,
+            opened: self.opened.clone(),
+            domain_uuid: self.domain_uuid.clone(),
+            marked: self.marked.clone(),
+        }
+    }
+
+    /// Lets go of the session and leaves it in QEMU, for [`ExportSession::resume`]. From here on nobody watches it.
+    ///
+    /// # Errors
+    /// The guard's, which then ends the session.
+    pub async fn leave(mut self) -> Result<()> {
+        self.watch.stop().await;
+        match self.guard.take() {
+            Some(guard) => guard.dismiss().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Gives up a session of which nothing is left in QEMU but its bitmaps, and these too. What is there besides may be
+    /// another session's and is not touched.
+    ///
+    /// # Errors
+    /// The monitor's.
+    pub async fn disown(mut self) -> Result<()> {
+        self.watch.stop().await;
+        match checkpoint::end(&self.watched.monitor, &self.marked, Ending::Failed).await {
+            // Then somebody brought them into order already, and QEMU refuses to remove what is not there.
+            Ok(()) | Err(Error::Refused { .. } | Error::MonitorClosed { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// How many clients are connected to the exports; `None` where the kernel's table of sockets does not tell.
+    ///
+    /// # Errors
+    /// Those of the machine that QEMU runs on.
+    pub async fn readers(&self) -> Result<Option<usize>> {
+        let Watched { monitor, scope, .. } = &self.watched;
+        match &scope.nbd {
+            NbdListen::Unix => {
+                let socket = scope.names()?.socket(&scope.scratch)?;
+                monitor.host().connections(&socket).await.map(Some)
+            }
+            NbdListen::Tls { .. } => Ok(None),
+        }
+    }
+
+    /// Takes over a session that another process left, or died beside. Whether its instant is still whole,
+    /// [`ExportSession::check`] tells.
+    ///
+    /// # Errors
+    /// The monitor's.
+    pub async fn resume(saved: SavedSession) -> Result<Self> {
+        let SavedSession { monitor: address, options, scope, method, opened, domain_uuid, marked } = saved;
+        let monitor = Monitor::connect(&address, &options).await?;
+        let events = monitor.events();
+        let (ids, files) = (opened.ids.clone(), opened.files.clone());
+        let watched = Watched { monitor, options, scope, ids, files, method };
+        let watch = Watch::start(watched.clone(), events);
+        Ok(Self { address, opened, skipped: Vec::new(), domain_uuid, marked, watched, watch, guard: None })
     }
 }
 

@@ -251,6 +251,8 @@ fn record(backup: Uuid, parent: Option<Uuid>, done: &Done) -> Record {
         quiesce: QuiesceRecord::default(),
         tool: "pipeline".to_owned(),
         labels: std::collections::BTreeMap::new(),
+        namespace: None,
+        external: false,
     }
 }
 

@@ -83,14 +83,16 @@ impl Repository {
         found.ok_or_else(|| Error::UnknownBackup { wanted: backup.to_string() })
     }
 
-    /// Finds the backup that a person means: a whole uuid, eight or more of its first hex digits, or `latest:DOMAIN`.
+    /// Finds the backup that a person means: a whole uuid, eight or more of its first hex digits, or `latest:DOMAIN`,
+    /// the newest of which the data is here.
     ///
     /// # Errors
     /// [`Error::UnknownBackup`], [`Error::AmbiguousBackup`], [`Error::NoBackupOfDomain`].
     pub fn resolve(&self, wanted: &str) -> Result<Uuid> {
         if let Some(domain) = wanted.strip_prefix("latest:") {
             let mut backups = self.backups().into_iter();
-            let newest = backups.find(|info| info.summary.domain == domain && info.forgotten.is_none());
+            let holds = |info: &BackupInfo| info.forgotten.is_none() && !info.summary.external;
+            let newest = backups.find(|info| info.summary.domain == domain && holds(info));
             return match newest {
                 Some(info) => Ok(info.summary.backup),
                 None => Err(Error::NoBackupOfDomain { domain: domain.to_owned() }),

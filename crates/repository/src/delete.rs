@@ -65,8 +65,7 @@ impl Repository {
     pub async fn delete(&self, named: &[Uuid], scope: DeleteScope, delay: Duration) -> Result<Deleted> {
         // A reader of this host that was killed holds nothing any more.
         self.fence_own_dead().await?;
-        let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
-        let not_before_ms = self.world().wall_ms().saturating_add(delay_ms).min(LAST_MS);
+        let not_before_ms = forget_time(self.world().wall_ms(), delay);
         let mut done = Deleted { deleted: Vec::new(), already: Vec::new(), not_before_ms };
         let forget = |state: &State| {
             let (already, backups) = oldest_first(state, &chosen(state, named, scope)?)
@@ -127,6 +126,12 @@ pub struct Protected {
     pub already: Vec<Uuid>,
 }
 
+/// The wall-clock time until which what is deleted now can be brought back.
+pub(crate) fn forget_time(now_ms: u64, delay: Duration) -> u64 {
+    let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+    now_ms.saturating_add(delay_ms).min(LAST_MS)
+}
+
 /// The decision about `backups`; none when there are none.
 fn body(backups: Vec<Uuid>, decision: impl Fn(Vec<Uuid>) -> Body) -> Option<Vec<Body>> {
     (!backups.is_empty()).then(|| vec![decision(backups)])
@@ -161,7 +166,8 @@ fn add_descendants(state: &State, backup: Uuid, chosen: &mut BTreeSet<Uuid>) {
     }
 }
 
-fn oldest_first(state: &State, backups: &BTreeSet<Uuid>) -> Vec<Uuid> {
+/// In the order of the log.
+pub(crate) fn oldest_first(state: &State, backups: &BTreeSet<Uuid>) -> Vec<Uuid> {
     let mut ordered: Vec<Uuid> = backups.iter().copied().collect();
     ordered.sort_by_key(|backup| state.backups().get(backup).map(|found| found.seq));
     ordered
@@ -185,7 +191,7 @@ pub(crate) fn reader_of<'a>(state: &'a State, backup: &Uuid) -> Option<(&'a Sess
 }
 
 /// An error when a backup must stay.
-fn refuse(state: &State, backup: &Uuid) -> Result<()> {
+pub(crate) fn refuse(state: &State, backup: &Uuid) -> Result<()> {
     if is_protected(state, backup) {
         return Err(RemovalError::Protected { backup: *backup }.into());
     }

@@ -19,6 +19,8 @@ pub enum Fate {
         seq: u64,
         /// True while it is deleted and can be brought back.
         forgotten: bool,
+        /// True when somebody else read it and has its data.
+        external: bool,
     },
     /// A session is making it, or died and was not ended yet.
     Open {
@@ -36,7 +38,8 @@ impl Repository {
     pub fn fate(&self, backup: Uuid) -> Fate {
         let state = self.state();
         if let Some(found) = state.backups().get(&backup) {
-            return Fate::Committed { seq: found.seq, forgotten: found.forgotten.is_some() };
+            let (forgotten, external) = (found.forgotten.is_some(), found.summary.external);
+            return Fate::Committed { seq: found.seq, forgotten, external };
         }
         // Sessions that read a backup name it too.
         let making = state

@@ -19,8 +19,10 @@ mod checkpoints;
 mod collect;
 mod dedup;
 mod delete;
+mod domains;
 mod error;
 mod fate;
+mod hold;
 mod index_sync;
 mod init;
 mod journal;
@@ -79,6 +81,7 @@ pub use collect::{
 pub use delete::{DeleteScope, Deleted, FORGET_DELAY, Protected, Undeleted};
 pub use error::{Error, RemovalError, Result};
 pub use fate::Fate;
+pub use hold::DomainHold;
 pub use index_sync::RebuildProgress;
 pub use init::InitOptions;
 pub use keys::KeySlot;

@@ -105,7 +105,9 @@ impl Repository {
 
     fn of_domain(&self, domain: &str) -> Vec<BackupInfo> {
         let mut backups = self.backups();
-        backups.retain(|info| info.forgotten.is_none() && info.summary.domain == domain);
+        // An external backup is somebody else's to keep or to drop, and must never take the place of one with data.
+        let own = |info: &BackupInfo| info.forgotten.is_none() && !info.summary.external;
+        backups.retain(|info| own(info) && info.summary.domain == domain);
         backups
     }
 

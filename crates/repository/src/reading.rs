@@ -51,6 +51,24 @@ impl Repository {
     }
 }
 
+impl Repository {
+    /// Ends a session that stored nothing. One that was fenced has ended already, and nothing is lost.
+    pub(crate) async fn close_presence(&self, presence: &Presence) -> Result<()> {
+        let session = presence.session;
+        let close = |state: &State| match state.sessions().contains_key(&session) {
+            true => Ok(vec![Body::Close { session }]),
+            false => Err(Error::Fenced { session }),
+        };
+        match self.log.append(close).await {
+            Ok(_) | Err(Error::Fenced { .. }) => {
+                presence.end();
+                Ok(())
+            }
+            Err(other) => Err(other),
+        }
+    }
+}
+
 impl ReadSession {
     /// The session's id; `None` when it has no pin.
     pub fn id(&self) -> Option<SessionId> {
@@ -62,19 +80,9 @@ impl ReadSession {
     /// # Errors
     /// Those of the log; the session is then fenced by the next one of this host.
     pub async fn close(self) -> Result<()> {
-        let Some(presence) = &self.presence else { return Ok(()) };
-        let session = presence.session;
-        let close = |state: &State| match state.sessions().contains_key(&session) {
-            true => Ok(vec![Body::Close { session }]),
-            false => Err(Error::Fenced { session }),
-        };
-        match self.repository.log.append(close).await {
-            // Fenced while it read: what was read has been checked, so nothing is lost.
-            Ok(_) | Err(Error::Fenced { .. }) => {
-                presence.end();
-                Ok(())
-            }
-            Err(other) => Err(other),
+        match &self.presence {
+            Some(presence) => self.repository.close_presence(presence).await,
+            None => Ok(()),
         }
     }
 }

@@ -341,6 +341,8 @@ pub(crate) fn record_of(begun: &BeginBackup, tree: TreeSpec) -> Record {
         quiesce: QuiesceRecord::default(),
         tool: "test".to_owned(),
         labels: BTreeMap::new(),
+        namespace: None,
+        external: false,
     }
 }
 

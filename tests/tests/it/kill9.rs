@@ -181,7 +181,13 @@ fn killed_again_and_again_without_a_backup_between_what_changed_is_still_known()
     trials.proxy.arm(None);
     for killed in 1..=3 {
         let slowly = [arguments(&trials.rig, &trials.proxy), vec!["--read-limit=64KiB".to_owned()]].concat();
+        let before = trials.rig.checkpoints("vdb")?;
         let mut running = trials.rig.aquifer.start(&as_strs(&slowly))?;
+        // The killed one's exports are still there until this one has cleaned up; its own bitmap says that it has.
+        process::wait_for("the backup's own bitmap", 60 * SECOND, || {
+            let now = trials.rig.checkpoints("vdb")?;
+            Ok(now.iter().any(|name| !before.contains(name)).then_some(()))
+        })?;
         trials.rig.wait_exports(2)?;
         // What is written now only the bitmap of this backup knows.
         let more = trials.rig.guest.seq() + 200;

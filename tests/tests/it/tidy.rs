@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use crate::Outcome;
 
 /// The layer of each crate. A crate depends on lower layers only (docs/ARCHITECTURE.md, invariant 10).
-const LAYERS: [(&str, u8); 9] = [
+const LAYERS: [(&str, u8); 10] = [
     ("aquifer-api", 0),
     ("aquifer-format", 0),
     ("aquifer-nbd", 0),
@@ -18,7 +18,8 @@ const LAYERS: [(&str, u8); 9] = [
     ("aquifer-index", 1),
     ("aquifer-repository", 2),
     ("aquifer-engine", 3),
-    ("aquifer-cli", 4),
+    ("aquifer-service", 4),
+    ("aquifer-cli", 5),
 ];
 
 /// Packages that only test or measure: the product never depends on them.

@@ -7,6 +7,7 @@ use crate::{CreateFlags, Creation, DeleteFlags, FinishFlags, JobState, ListFlags
 pub(super) async fn check(suite: &Suite<'_>) {
     an_unmanaged_backup_names_an_export_for_each_disk(suite).await;
     finishing_an_exposed_backup_completes_it_once(suite).await;
+    an_external_backup_is_a_parent_of_external_ones_only(suite).await;
     a_cancelled_backup_is_no_backup_and_no_parent(suite).await;
     a_domain_has_one_job(suite).await;
     a_job_that_is_not_over_is_not_deleted(suite).await;
@@ -45,8 +46,22 @@ async fn finishing_an_exposed_backup_completes_it_once(suite: &Suite<'_>) {
     for flags in [FinishFlags::NONE, FinishFlags::CANCEL] {
         assert_eq!(code(suite.api().finish_job(&backup, flags).await), "NO_BACKUP_JOB", "{flags}");
     }
+}
+
+async fn an_external_backup_is_a_parent_of_external_ones_only(suite: &Suite<'_>) {
+    let domain = suite.domain().await;
+    let managed = suite.backup(&domain, CreateFlags::NONE).await;
+    let external = suite.expose(&domain).await;
+    assert_eq!(suite.described(&external).await.parent, None, "nobody outside has read anything yet");
+    done(suite.api().finish_job(&external, FinishFlags::NONE).await);
     let child = suite.backup(&domain, CreateFlags::NONE).await;
-    assert_eq!(suite.described(&child).await.parent, Some(backup.uuid()), "it moved the bitmaps on");
+    assert_eq!(suite.described(&child).await.parent, Some(managed.uuid()), "the external one is passed over");
+    let request = crate::xml::DomainBackup { parent: Some(external.uuid()), ..suite.request() };
+    let insisting = suite.create(&domain, &request, CreateFlags::STRICT_PARENT).await;
+    assert_eq!(code(insisting), "CHECKPOINT_INCONSISTENT");
+    let next = suite.expose(&domain).await;
+    assert_eq!(suite.described(&next).await.parent, Some(external.uuid()), "it offers what changed since");
+    done(suite.api().finish_job(&next, FinishFlags::CANCEL).await);
 }
 
 async fn a_cancelled_backup_is_no_backup_and_no_parent(suite: &Suite<'_>) {

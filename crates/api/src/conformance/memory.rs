@@ -42,6 +42,8 @@ pub(super) enum Fault {
     IgnoresUuid,
     /// A second job is let in.
     LetsTwoIn,
+    /// What somebody else read is a parent of what is read here.
+    AdoptsExternal,
 }
 
 #[derive(Default)]
@@ -62,6 +64,8 @@ struct Entry {
     description: DomainBackup,
     domain: String,
     protected: bool,
+    /// Whether somebody else reads it.
+    external: bool,
 }
 
 impl Entry {
@@ -117,13 +121,16 @@ impl State {
         false
     }
 
-    /// The newest completed backup of that disk.
-    fn newest(&self, domain: &str, disk: &str) -> Option<Uuid> {
+    /// The newest completed backup of that disk, of those that are read by the same as one which starts so.
+    fn newest(&self, domain: &str, disk: &str, start: Start) -> Option<Uuid> {
+        let external = start == Start::Unmanaged;
         let parents = |entry: &&Entry| {
             entry.state() == JobState::Completed
                 || entry.state() == JobState::Cancelled && self.has(Fault::TrustsCancelled)
         };
-        let completed = self.backups.iter().filter(|entry| entry.domain == domain).filter(parents);
+        let own = |entry: &&Entry| entry.external == external || self.has(Fault::AdoptsExternal);
+        let completed =
+            self.backups.iter().filter(|entry| entry.domain == domain).filter(own).filter(parents);
         completed.rev().find(|entry| entry.disks().iter().any(|one| one.name == disk)).map(Entry::uuid)
     }
 
@@ -174,7 +181,7 @@ impl State {
         }
         let mut described = Vec::new();
         for disk in disks {
-            let parent = self.parent_of(name, &disk, &request, flags)?;
+            let parent = self.parent_of(name, &disk, &request, flags, start)?;
             let uri = format!("nbd+unix:///{}?socket=/run/{name}.sock", disk.name);
             let target = match start {
                 Start::Unmanaged => Target::Nbd(Some(NbdSource { uri, context: None })),
@@ -212,6 +219,7 @@ impl State {
                 ..DomainBackup::default()
             },
             domain: name.to_owned(),
+            external: start == Start::Unmanaged,
             protected: flags.contains(CreateFlags::PROTECT) && !self.has(Fault::ForgetsProtection),
         };
         let running = if start == Start::Managed { JobState::Running } else { JobState::Exposed };
@@ -243,8 +251,9 @@ impl State {
         disk: &DiskRequest,
         request: &BackupRequest,
         flags: CreateFlags,
+        start: Start,
     ) -> Result<Option<Uuid>> {
-        let newest = self.newest(domain, &disk.name);
+        let newest = self.newest(domain, &disk.name, start);
         if flags.contains(CreateFlags::FULL) || disk.mode.or(request.mode) == Some(BackupMode::Full) {
             return Ok(None);
         }

@@ -29,6 +29,7 @@ fn the_suite_notices_every_fault() {
         Fault::TrustsCancelled,
         Fault::IgnoresUuid,
         Fault::LetsTwoIn,
+        Fault::AdoptsExternal,
     ] {
         let faulty = Memory::faulty(fault);
         let noticed = catch_unwind(AssertUnwindSafe(|| run(super::check(&faulty))));

@@ -25,8 +25,9 @@ Damage ends with exit code 8."#;
 
 /// `list`
 pub(super) const LIST: &str = r#"JSON: [{"uuid","parent","domain","created","state":"completed|deleted","level","description",
- "labels","protected","deleted_until","read_bytes","new_bytes","stored_bytes","disks":[{"name",
- "size_bytes","mode"}]}], newest first. A deleted parent's own parent takes its place.
+ "labels","protected","external","deleted_until","read_bytes","new_bytes","stored_bytes","disks":[{"name",
+ "size_bytes","mode"}]}], newest first. A deleted parent's own parent takes its place. The data of an
+external backup is with whoever read it.
 Long descriptions are cut here; dumpxml has them whole."#;
 
 /// `delete`
@@ -79,11 +80,12 @@ pub(super) const KEYS: &str = r#"JSON: [{"slot","in_use"}]"#;
 pub(super) const KEY: &str = r#"JSON: {"slot","change":"added|retired"}"#;
 
 /// `domain list`
-pub(super) const DOMAINS: &str = r#"JSON: [{"domain","configured","qmp","backups","latest","stored_bytes"}]"#;
+pub(super) const DOMAINS: &str =
+    r#"JSON: [{"domain","configured","defined","qmp","backups","latest","stored_bytes"}]"#;
 
 /// `domain show`
-pub(super) const DOMAIN: &str =
-    r#"JSON: {"domain","configuration","backups","latest","stored_bytes"}; latest is as in `list`."#;
+pub(super) const DOMAIN: &str = r#"JSON: {"domain","configuration","defined":{"uuid","kind","bytes","targets"},"backups","latest","stored_bytes"};
+latest is as in `list`, defined is null for a domain that nobody defined."#;
 
 /// `domain cleanup`
 pub(super) const CLEANUP: &str = r#"JSON: {"domain","removed","foreign","kept","continued","thawed"}"#;
@@ -98,3 +100,18 @@ pub(super) const LOG: &str = r#"JSON: one entry a line, {"seq","prev","writer","
 /// `debug tree`
 pub(super) const TREE: &str = r#"JSON: {"disk","size_bytes","root","levels","chunk_bytes","leaves":[{"offset",
  "chunks":[{"offset","id"}]}]}; what is zero is left out."#;
+
+/// `start-unmanaged`
+pub(super) const START_UNMANAGED: &str = r#"JSON: {"uuid","state":"exposed","exports":[{"disk","size_bytes","uri","bitmap_context"}]}; uri is an NBD
+URI, bitmap_context the metadata context of what changed since the parent, or null."#;
+
+/// `finish`
+pub(super) const FINISH: &str = r#"JSON: {"uuid","state":"completed|cancelled"}"#;
+
+/// `params`
+pub(super) const PARAMS: &str = r#"JSON: one object; the names are those of the backup API, such as "state", "domain", "disk_total",
+"disk_processed", "success", "errmsg", "disk.0.name", "fallback.vda"."#;
+
+/// `domain define`, `undefine`, `set-default-target`
+pub(super) const DEFINED: &str =
+    r#"JSON: {"domain","change":"defined|undefined|default target set|default target cleared"}"#;

@@ -101,11 +101,20 @@ pub(crate) enum QuiesceMode {
 #[command(after_long_help = documents::RESTORE)]
 pub(crate) struct RestoreArgs {
     /// The backup: its uuid, at least eight digits of it, or latest:DOMAIN.
-    #[arg(value_name = "UUID|latest:DOMAIN")]
-    pub(crate) backup: String,
+    #[arg(value_name = "UUID|latest:DOMAIN", required_unless_present = "xml", conflicts_with = "xml")]
+    pub(crate) backup: Option<String>,
     /// Restore this disk into a volume: raw:PATH, a block device, nbd://… or nbd+unix://…; may be repeated.
-    #[arg(long, value_name = "NAME=VOLUME", required = true)]
+    #[arg(long, value_name = "NAME=VOLUME", required_unless_present = "xml", conflicts_with = "xml")]
     pub(crate) disk: Vec<Named>,
+    /// A domainbackup that names backup, disks and targets, such as `dumpxml` prints; - reads it from standard input.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) xml: Option<PathBuf>,
+    /// Make a domain of its own of the restored disks, with a new uuid and new MAC addresses.
+    #[arg(long, value_name = "NAME", requires = "definition")]
+    pub(crate) new_domain: Option<String>,
+    /// Write the definition of the new domain to this new file.
+    #[arg(long, value_name = "FILE", requires = "new_domain")]
+    pub(crate) definition: Option<PathBuf>,
     /// Accept a volume that holds data: read it first, and write only what differs.
     #[arg(long)]
     pub(crate) rewrite_existing: bool,

@@ -1,18 +1,14 @@
 //! `backup`: which source, which settings, one domain or all of them.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use aquifer_engine::nbd::Uri;
-use aquifer_engine::qemu::{
-    DiskChoice, DiskName, GuardCommand, MonitorAddress, MonitorOptions, NbdListen, Quiesce,
-};
-use aquifer_engine::{
-    BackupOutcome, BackupRequest, DiskMode, Error, FilterVerdicts, JobContext, Kind, QmpSource, Result,
-    Source,
-};
+use aquifer_engine::{BackupOutcome, BackupRequest, DiskMode, Error, FilterVerdicts, Kind, Result, Source};
+use aquifer_service::Service;
 
-use super::open;
-use crate::args::jobs::{BackupArgs, MethodName, QuiesceMode};
+use super::source::{Typed, qmp_source};
+use super::{open, service};
+use crate::args::jobs::{BackupArgs, MethodName};
 use crate::args::values::Named;
 use crate::config::DomainConfig;
 use crate::context::Context;
@@ -30,8 +26,8 @@ pub(crate) async fn run(context: &Context, args: BackupArgs) -> Result<Exit> {
         let filter = verdicts(context, &args)?;
         let request = request(context.config.domains.get(domain), &args, domain, filter)?;
         let job = open::writing_job(context, read_limit_bytes).await?;
-        let outcome =
-            aquifer_engine::backup(&job, request).await.map_err(|error| of_domain(error, domain))?;
+        let service = service::over(context, job)?;
+        let outcome = service.backup(request).await.map_err(|error| of_domain(error, domain))?;
         context.output.done(&outcome)?;
         return Ok(Exit::Done);
     }
@@ -39,15 +35,16 @@ pub(crate) async fn run(context: &Context, args: BackupArgs) -> Result<Exit> {
         return Err(Error::new(Kind::NotFound, "--all: no domain is configured")
             .hint("add [domains.NAME] to the configuration, or name a domain and its source"));
     }
-    all(context, &args, &open::writing_job(context, read_limit_bytes).await?).await
+    let job = open::writing_job(context, read_limit_bytes).await?;
+    all(context, &args, &service::over(context, job)?).await
 }
 
-async fn all(context: &Context, args: &BackupArgs, job: &JobContext) -> Result<Exit> {
+async fn all(context: &Context, args: &BackupArgs, service: &Service) -> Result<Exit> {
     let filter = verdicts(context, args)?;
     let mut exit = Exit::Done;
     for (domain, configured) in &context.config.domains {
         let outcome = match request(Some(configured), args, domain, filter.clone()) {
-            Ok(request) => aquifer_engine::backup(job, request).await,
+            Ok(request) => service.backup(request).await,
             Err(error) => Err(error),
         };
         match outcome {
@@ -92,6 +89,9 @@ fn request(
         description: args.description.clone().unwrap_or_default(),
         labels: args.label.iter().map(|label| (label.key.clone(), label.value.clone())).collect(),
         full: args.full,
+        full_disks: Vec::new(),
+        parent: None,
+        namespace: None,
         recheck_ppm: args.recheck.map(|share| share.ppm),
         fence_after: args.fence_after.0,
     })
@@ -118,7 +118,14 @@ fn source(
         Error::new(Kind::NotFound, format!("domain `{domain}` is not configured, and no source is given"))
             .hint("add --qmp ADDRESS, --nbd NAME=URI or --image NAME=PATH, or configure [domains.NAME]")
     })?;
-    Ok(Source::Qmp(Box::new(qmp_source(configured, args, monitor.parse()?, filter)?)))
+    let typed = Typed {
+        agent: args.agent.as_deref(),
+        quiesce: args.quiesce,
+        scratch: args.scratch.as_deref(),
+        scratch_max_bytes: args.scratch_max.map(|size| size.0),
+        disks: &args.disk,
+    };
+    Ok(Source::Qmp(Box::new(qmp_source(configured, &typed, monitor.parse()?, filter)?)))
 }
 
 /// The pairs of `given` that `--disk` selects, all without it; each name once.
@@ -134,85 +141,6 @@ fn chosen<'a>(given: &'a [Named], only: &[String]) -> Result<Vec<&'a Named>> {
             .hint(format!("given: {}", known.join(", "))));
     }
     Ok(given.iter().filter(|named| only.is_empty() || only.contains(&named.name)).collect())
-}
-
-fn qmp_source(
-    configured: Option<&DomainConfig>,
-    args: &BackupArgs,
-    monitor: MonitorAddress,
-    filter: Option<FilterVerdicts>,
-) -> Result<QmpSource> {
-    let agent = args.agent.as_ref().or_else(|| configured?.agent.as_ref());
-    let agent = agent.map(|address| address.parse::<MonitorAddress>()).transpose()?;
-    let quiesce = args.quiesce.or_else(|| configured?.quiesce);
-    let tls_certificates = configured.and_then(|domain| domain.tls_certificates.clone());
-    let names = configured.map_or_else(Vec::new, |domain| {
-        let name = |(name, selector): (&String, &String)| DiskName {
-            name: name.clone(),
-            selector: selector.clone(),
-        };
-        domain.disks.iter().map(name).collect()
-    });
-    Ok(QmpSource {
-        monitor,
-        monitor_options: MonitorOptions { tls_certificates, ..MonitorOptions::default() },
-        disks: DiskChoice { names, only: args.disk.clone() },
-        scratch: scratch_dir(configured, args.scratch.as_deref()),
-        scratch_max_bytes: args.scratch_max.or_else(|| configured?.scratch_max).map(|size| size.0),
-        listen: configured.map_or(Ok(NbdListen::Unix), listen)?,
-        quiesce: quiesce_mode(quiesce, agent.is_some())?,
-        filter,
-        agent,
-        guard: Some(guard_command()?),
-        definition: None,
-    })
-}
-
-/// Where scratch files lie on the hypervisor: what was typed, what is configured, else `/var/tmp`.
-pub(crate) fn scratch_dir(configured: Option<&DomainConfig>, typed: Option<&Path>) -> PathBuf {
-    let configured = configured.and_then(|domain| domain.scratch.as_deref());
-    typed.or(configured).unwrap_or(Path::new("/var/tmp")).to_owned()
-}
-
-fn quiesce_mode(wanted: Option<QuiesceMode>, has_agent: bool) -> Result<Quiesce> {
-    match (wanted, has_agent) {
-        (None | Some(QuiesceMode::Off), false) | (Some(QuiesceMode::Off), true) => Ok(Quiesce::Off),
-        (None | Some(QuiesceMode::Try), true) => Ok(Quiesce::Try),
-        (Some(QuiesceMode::Require), true) => Ok(Quiesce::Require),
-        (Some(QuiesceMode::Try | QuiesceMode::Require), false) => Err(Error::new(
-            Kind::Invalid,
-            "freezing the guest's file systems needs its agent, and no agent's address is known",
-        )
-        .hint("add --agent ADDRESS, set `agent` in the configuration, or use --quiesce off")),
-    }
-}
-
-/// Where a configured domain's QEMU serves its disks: `tls:ADDRESS:PORT`, or a unix socket without the key.
-///
-/// # Errors
-/// `Invalid` when the address is not of that form or its TLS objects are missing.
-pub(crate) fn listen(domain: &DomainConfig) -> Result<NbdListen> {
-    let Some(text) = &domain.nbd_listen else { return Ok(NbdListen::Unix) };
-    let wrong = |what: &str| {
-        Error::new(Kind::Invalid, format!("nbd_listen = \"{text}\": {what}"))
-            .hint("write tls:ADDRESS:PORT, or leave the key out for a unix socket")
-    };
-    let rest = text.strip_prefix("tls:").ok_or_else(|| wrong("disks go over a network with TLS only"))?;
-    let (host, port) = rest.rsplit_once(':').ok_or_else(|| wrong("the port is missing"))?;
-    let port = port.parse().map_err(|_| wrong("the port is not a number up to 65535"))?;
-    let creds =
-        domain.tls_creds.clone().ok_or_else(|| wrong("it needs tls_creds, the id of QEMU's object"))?;
-    if domain.tls_certificates.is_none() {
-        return Err(wrong("it needs tls_certificates, the folder of our own certificate"));
-    }
-    let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-    Ok(NbdListen::Tls { host, port, creds, authz: None })
-}
-
-fn guard_command() -> Result<GuardCommand> {
-    let program = std::env::current_exe()
-        .map_err(|error| Error::caused(Kind::Internal, error).about("the path of this program"))?;
-    Ok(GuardCommand { program, args: vec!["guard".into()] })
 }
 
 fn mode(mode: DiskMode) -> &'static str {
@@ -260,6 +188,10 @@ impl Report for BackupOutcome {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use aquifer_engine::QmpSource;
+    use aquifer_engine::qemu::{DiskChoice, DiskName, NbdListen, Quiesce};
     use clap::Parser;
 
     use super::*;

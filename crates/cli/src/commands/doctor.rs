@@ -11,8 +11,8 @@ use aquifer_engine::repository::Access;
 use aquifer_engine::{DoctorRequest, Error, Finding, Health, Kind, Result};
 use serde::Serialize;
 
-use super::backup::scratch_dir;
 use super::open;
+use super::source::scratch_dir;
 use crate::args::values::Named;
 use crate::context::{Chosen, Context};
 use crate::exit::Exit;

@@ -1,16 +1,22 @@
 //! `domain`: what is configured, what is stored of it, and the clean-up of what a crashed backup left in QEMU.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use aquifer_api::{BackupApi, TargetFlags, UndefineFlags};
 use aquifer_engine::qemu::{self, CleanupReport, MonitorAddress, MonitorOptions, NbdListen, Scope};
+use aquifer_engine::repository::format::log::{DefaultTargets, DefinedDomain};
+use aquifer_engine::repository::format::record::DefinitionKind;
 use aquifer_engine::{Error, Kind, Result};
+use aquifer_service::DomainDefinition;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::backup::{listen, scratch_dir};
 use super::list::{Listed, listed};
-use super::open;
+use super::service::told;
+use super::source::{listen, scratch_dir};
+use super::unmanaged::read_text;
+use super::{open, service};
 use crate::args::DomainCommand;
 use crate::config::DomainConfig;
 use crate::context::Context;
@@ -26,6 +32,11 @@ pub(crate) async fn run(context: &Context, command: DomainCommand) -> Result<Exi
     match command {
         DomainCommand::List => list(context).await?,
         DomainCommand::Show { name } => show(context, name).await?,
+        DomainCommand::Define { file } => define(context, &file).await?,
+        DomainCommand::Undefine { name, backups } => undefine(context, name, backups).await?,
+        DomainCommand::SetDefaultTarget { name, xml, clear: _, force } => {
+            set_default_target(context, name, xml.as_deref(), force).await?;
+        }
         DomainCommand::Cleanup { name, qmp, scratch } => cleanup(context, name, qmp, scratch).await?,
     }
     Ok(Exit::Done)
@@ -36,6 +47,7 @@ pub(crate) async fn run(context: &Context, command: DomainCommand) -> Result<Exi
 struct Known {
     domain: String,
     configured: bool,
+    defined: bool,
     qmp: Option<String>,
     backups: usize,
     latest: Option<Timestamp>,
@@ -46,18 +58,27 @@ struct Known {
 struct KnownList(Vec<Known>);
 
 async fn list(context: &Context) -> Result<()> {
-    let backups = stored(context).await?;
-    let names: BTreeSet<&String> = context.config.domains.keys().chain(backups.keys()).collect();
-    let known =
-        names.into_iter().map(|name| known(name, context.config.domains.get(name), backups.get(name)));
+    let Stored { backups, defined } = stored(context).await?;
+    let names: BTreeSet<&String> =
+        context.config.domains.keys().chain(backups.keys()).chain(defined.keys()).collect();
+    let known = names.into_iter().map(|name| {
+        let configured = context.config.domains.get(name);
+        known(name, configured, defined.contains_key(name), backups.get(name))
+    });
     context.output.report(&KnownList(known.collect()))
 }
 
-fn known(name: &str, configured: Option<&DomainConfig>, backups: Option<&Vec<Listed>>) -> Known {
+fn known(
+    name: &str,
+    configured: Option<&DomainConfig>,
+    defined: bool,
+    backups: Option<&Vec<Listed>>,
+) -> Known {
     let backups = backups.map_or(&[][..], Vec::as_slice);
     Known {
         domain: name.to_owned(),
         configured: configured.is_some(),
+        defined,
         qmp: configured.map(|domain| domain.qmp.clone()),
         backups: backups.len(),
         latest: backups.first().map(|backup| backup.created),
@@ -65,15 +86,35 @@ fn known(name: &str, configured: Option<&DomainConfig>, backups: Option<&Vec<Lis
     }
 }
 
-/// The backups of each domain, newest first; none when no repository is named.
-async fn stored(context: &Context) -> Result<BTreeMap<String, Vec<Listed>>> {
-    let mut domains: BTreeMap<String, Vec<Listed>> = BTreeMap::new();
+/// What the repository knows of domains; nothing when no repository is named.
+#[derive(Default)]
+struct Stored {
+    /// The backups of each, newest first.
+    backups: BTreeMap<String, Vec<Listed>>,
+    /// Those that are defined.
+    defined: BTreeMap<String, DefinedDomain>,
+}
+
+async fn stored(context: &Context) -> Result<Stored> {
+    let mut stored = Stored::default();
     if context.names_a_repository() {
-        for listed in listed(&*open::reader(context).await?)? {
-            domains.entry(listed.domain.clone()).or_default().push(listed);
+        let repository = open::reader(context).await?;
+        for listed in listed(&repository)? {
+            stored.backups.entry(listed.domain.clone()).or_default().push(listed);
         }
+        stored.defined =
+            repository.domains().into_iter().map(|domain| (domain.name.clone(), domain)).collect();
     }
-    Ok(domains)
+    Ok(stored)
+}
+
+/// How a domain is defined.
+#[derive(Serialize)]
+struct Defined {
+    uuid: Option<uuid::Uuid>,
+    kind: Option<DefinitionKind>,
+    bytes: usize,
+    targets: DefaultTargets,
 }
 
 /// One domain in detail.
@@ -81,6 +122,7 @@ async fn stored(context: &Context) -> Result<BTreeMap<String, Vec<Listed>>> {
 struct Shown {
     domain: String,
     configuration: Option<DomainConfig>,
+    defined: Option<Defined>,
     backups: usize,
     latest: Option<Listed>,
     stored_bytes: u64,
@@ -88,19 +130,67 @@ struct Shown {
 
 async fn show(context: &Context, name: String) -> Result<()> {
     let configuration = context.config.domains.get(&name).cloned();
-    let mut backups = stored(context).await?;
-    let backups = backups.remove(&name).unwrap_or_default();
-    if configuration.is_none() && backups.is_empty() {
+    let mut stored = stored(context).await?;
+    let backups = stored.backups.remove(&name).unwrap_or_default();
+    let defined = stored.defined.remove(&name).map(|domain| Defined {
+        uuid: domain.uuid,
+        kind: domain.definition.as_ref().map(|definition| definition.kind),
+        bytes: domain.definition.map_or(0, |definition| definition.bytes.len()),
+        targets: domain.targets,
+    });
+    if configuration.is_none() && defined.is_none() && backups.is_empty() {
         return Err(Error::new(
             Kind::NotFound,
-            format!("domain `{name}` is neither configured nor backed up"),
+            format!("domain `{name}` is neither configured nor defined nor backed up"),
         )
         .hint("`aquifer domain list` shows those that are known")
         .with("domain", name));
     }
-    let Known { backups: count, stored_bytes, .. } = known(&name, configuration.as_ref(), Some(&backups));
+    let Known { backups: count, stored_bytes, .. } =
+        known(&name, configuration.as_ref(), defined.is_some(), Some(&backups));
     let latest = backups.into_iter().next();
-    context.output.report(&Shown { domain: name, configuration, backups: count, latest, stored_bytes })
+    context.output.report(&Shown {
+        domain: name,
+        configuration,
+        defined,
+        backups: count,
+        latest,
+        stored_bytes,
+    })
+}
+
+/// A change of what is known of a domain.
+#[derive(Serialize)]
+struct Changed {
+    domain: String,
+    change: &'static str,
+}
+
+async fn define(context: &Context, file: &Path) -> Result<()> {
+    let text = read_text(file).await?;
+    let definition = told(DomainDefinition::read(text.into_bytes()))?;
+    let service = service::over(context, open::writing_job(context, None).await?)?;
+    told(service.define(&definition).await)?;
+    context.output.report(&Changed { domain: definition.name, change: "defined" })
+}
+
+async fn undefine(context: &Context, name: String, backups: bool) -> Result<()> {
+    let service = service::over(context, open::writing_job(context, None).await?)?;
+    let flags = if backups { UndefineFlags::BACKUP } else { UndefineFlags::NONE };
+    told(service.undefine(&name, flags).await)?;
+    context.output.report(&Changed { domain: name, change: "undefined" })
+}
+
+async fn set_default_target(context: &Context, name: String, xml: Option<&Path>, force: bool) -> Result<()> {
+    let xml = match xml {
+        Some(file) => Some(read_text(file).await?),
+        None => None,
+    };
+    let flags = if force { TargetFlags::CONFIG | TargetFlags::FORCE } else { TargetFlags::CONFIG };
+    let service = service::over(context, open::writing_job(context, None).await?)?;
+    told(service.set_default_target(&name, xml.as_deref(), flags).await)?;
+    let change = if xml.is_some() { "default target set" } else { "default target cleared" };
+    context.output.report(&Changed { domain: name, change })
 }
 
 /// What a clean-up did.
@@ -173,10 +263,27 @@ impl Report for Shown {
         } else {
             facts.push(("monitor", "not configured".to_owned()));
         }
+        if let Some(defined) = &self.defined {
+            let kind = match defined.kind {
+                Some(DefinitionKind::Xml) => "by libvirt's XML",
+                Some(DefinitionKind::Json) => "by JSON",
+                Some(DefinitionKind::CommandLine) => "by QEMU's command line",
+                None => "without a definition of its machine",
+            };
+            facts.push(("defined", format!("{kind}, {} bytes", defined.bytes)));
+            facts.extend(defined.uuid.map(|uuid| ("uuid", uuid.to_string())));
+            facts.extend(defined.targets.backup.as_ref().map(|target| ("default target", target.clone())));
+        }
         facts.push(("backups", self.backups.to_string()));
         facts.push(("stored", human::size(self.stored_bytes)));
         facts.extend(self.latest.as_ref().map(|latest| ("latest", human::time(latest.created))));
         human::facts(&facts)
+    }
+}
+
+impl Report for Changed {
+    fn human(&self) -> String {
+        format!("domain {}: {}\n", self.domain, self.change)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use aquifer_api::{Backup, BackupApi, ListFlags};
 use aquifer_engine::repository::format::DiskSummary;
 use aquifer_engine::repository::{BackupInfo, Repository};
 use aquifer_engine::{DiskMode, Error, Kind, Level, Result};
@@ -9,7 +10,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::open;
+use super::{open, service};
 use crate::args::ListArgs;
 use crate::context::Context;
 use crate::human;
@@ -25,6 +26,20 @@ pub(crate) async fn run(context: &Context, args: ListArgs) -> Result<()> {
     context.output.report(&List(select(backups, &args)))
 }
 
+/// Runs `children`.
+///
+/// # Errors
+/// As opening the repository and finding the backup.
+pub(crate) async fn children(context: &Context, backup: &str, descendants: bool) -> Result<()> {
+    let service = service::over(context, open::reading_job(context).await?)?;
+    let backup = service::resolve(&service, backup)?;
+    let flags = if descendants { ListFlags::DESCENDANTS } else { ListFlags::NONE };
+    let children = service::told(service.list_children(&backup, flags).await)?;
+    let known = listed(service.repository())?;
+    let find = |child: &Backup| known.iter().find(|listed| listed.uuid == child.uuid()).cloned();
+    context.output.report(&List(children.iter().filter_map(find).collect()))
+}
+
 /// One backup of the list.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Listed {
@@ -37,6 +52,7 @@ pub(crate) struct Listed {
     description: String,
     labels: BTreeMap<String, String>,
     protected: bool,
+    external: bool,
     deleted_until: Option<Timestamp>,
     read_bytes: u64,
     new_bytes: u64,
@@ -79,6 +95,7 @@ impl Listed {
             description: summary.description,
             labels: summary.labels,
             protected,
+            external: summary.external,
             deleted_until: forgotten.map(|mark| timestamp(mark.not_before_ms)).transpose()?,
             read_bytes: summary.read_bytes,
             new_bytes: summary.new_bytes,
@@ -125,7 +142,7 @@ impl Report for List {
                 backup.uuid.to_string(),
                 backup.domain.clone(),
                 human::time(backup.created),
-                level(backup.level).to_owned(),
+                if backup.external { "external" } else { level(backup.level) }.to_owned(),
                 backup.disks.iter().map(|disk| disk.name.as_str()).collect::<Vec<_>>().join(" "),
                 human::size(backup.size_bytes()),
                 human::size(backup.new_bytes),
@@ -173,6 +190,7 @@ mod tests {
             read_bytes: 3,
             new_bytes: 2 << 20,
             stored_bytes: 1 << 20,
+            external: false,
         };
         let session = SessionId::new([1; 10], 2);
         let record = ChunkId([2; 32]);
@@ -221,6 +239,7 @@ mod tests {
                 "description",
                 "disks",
                 "domain",
+                "external",
                 "labels",
                 "level",
                 "new_bytes",

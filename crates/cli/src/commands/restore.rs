@@ -1,8 +1,16 @@
 //! `restore`: which backup, which disk into which volume.
 
-use aquifer_engine::{Error, Kind, RestoreOutcome, RestoreRequest, Result, VolumeSpec};
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
 
-use super::open;
+use aquifer_api::RestoreFlags;
+use aquifer_engine::{Error, Kind, RestoreOutcome, RestoreRequest, Result, VolumeSpec};
+use aquifer_service::{PlannedRestore, Service};
+
+use super::service::told;
+use super::unmanaged::read_text;
+use super::{open, service};
 use crate::args::jobs::RestoreArgs;
 use crate::args::values::Named;
 use crate::context::Context;
@@ -15,18 +23,65 @@ use crate::output::Report;
 /// # Errors
 /// As the engine says.
 pub(crate) async fn run(context: &Context, args: RestoreArgs) -> Result<Exit> {
-    let disks = volumes(&args.disk)?;
-    let job = open::reading_job(context).await?;
+    // A new domain is entered in the log.
+    let job = match args.new_domain {
+        Some(_) => open::writing_job(context, None).await?,
+        None => open::reading_job(context).await?,
+    };
+    let service = service::over(context, job)?;
+    let planned = match &args.xml {
+        Some(file) => told(
+            service.plan_restore(&read_text(file).await?, args.new_domain.as_deref(), flags(&args)).await,
+        )?,
+        None => plan(&service, &args).await?,
+    };
+    if let (Some(file), Some(definition)) = (&args.definition, &planned.definition)
+        && !args.dry_run
+    {
+        // Before the disks: what cannot be written down shall not cost an hour first.
+        write_new(file, &definition.bytes)?;
+    }
+    let outcome = service.restore_planned(planned).await?;
+    context.output.done(&outcome)?;
+    Ok(Exit::Done)
+}
+
+/// A restore in the words of the command line.
+async fn plan(service: &Service, args: &RestoreArgs) -> Result<PlannedRestore> {
+    let wanted = args.backup.as_deref().unwrap_or_default();
     let request = RestoreRequest {
-        backup: job.repository.resolve(&args.backup)?,
-        disks,
+        backup: service.repository().resolve(wanted)?,
+        disks: volumes(&args.disk)?,
         rewrite_existing: args.rewrite_existing,
         verify: args.verify,
         dry_run: args.dry_run,
     };
-    let outcome = aquifer_engine::restore(&job, request).await?;
-    context.output.done(&outcome)?;
-    Ok(Exit::Done)
+    told(service.plan_into_volumes(request, args.new_domain.as_deref()).await)
+}
+
+fn flags(args: &RestoreArgs) -> RestoreFlags {
+    let flags = [
+        (args.new_domain.is_some(), RestoreFlags::NEW_DOMAIN),
+        (args.rewrite_existing, RestoreFlags::REWRITE_EXISTING_DISK),
+        (args.verify, RestoreFlags::VERIFY),
+        (args.dry_run, RestoreFlags::DRY_RUN),
+    ];
+    let set = flags.into_iter().filter(|(set, _)| *set);
+    set.fold(RestoreFlags::NONE, |flags, (_, flag)| flags | flag)
+}
+
+/// Writes a file that was not there.
+fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
+    let written = File::create_new(path).and_then(|mut file| file.write_all(bytes));
+    written.map_err(|error| {
+        let kind = match error.kind() {
+            std::io::ErrorKind::AlreadyExists => Kind::Conflict,
+            std::io::ErrorKind::PermissionDenied => Kind::Denied,
+            std::io::ErrorKind::NotFound => Kind::NotFound,
+            _ => Kind::Unavailable,
+        };
+        Error::caused(kind, error).about(path.display()).hint("name a new file in a folder that is there")
+    })
 }
 
 fn volumes(given: &[Named]) -> Result<Vec<(String, VolumeSpec)>> {

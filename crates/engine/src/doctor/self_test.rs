@@ -114,6 +114,9 @@ async fn back_up(context: &JobContext, image: &Path, uuid: Uuid) -> Result<f64> 
         description: String::new(),
         labels: std::collections::BTreeMap::new(),
         full: false,
+        full_disks: Vec::new(),
+        parent: None,
+        namespace: None,
         recheck_ppm: None,
         fence_after: FENCE_AFTER,
     };

@@ -25,6 +25,7 @@ fn mark(backup: Uuid) -> Checkpoint {
         backup: backup.to_string(),
         same_disk: true,
         granularity_bytes: GRANULARITY,
+        dirty_bytes: 0,
         recording: true,
         busy: false,
         inconsistent: false,
@@ -75,12 +76,14 @@ fn record(backup: Uuid) -> Record {
         quiesce: QuiesceRecord::default(),
         tool: String::new(),
         labels: BTreeMap::new(),
+        namespace: None,
+        external: false,
     }
 }
 
 /// A domain with two committed backups and one that was never committed.
 fn facts() -> Facts {
-    let committed = |seq| Fate::Committed { seq, forgotten: false };
+    let committed = |seq| Fate::Committed { seq, forgotten: false, external: false };
     Facts {
         domain: "web01".to_owned(),
         granularity_bytes: GRANULARITY,
@@ -167,7 +170,7 @@ fn every_doubt_is_a_whole_read_that_says_why() {
 fn a_base_that_is_not_what_the_bitmap_says_is_not_trusted() {
     let disk = disk();
     let mut deleted = facts();
-    deleted.fates.insert(BASE, Fate::Committed { seq: 9, forgotten: true });
+    deleted.fates.insert(BASE, Fate::Committed { seq: 9, forgotten: true, external: false });
     assert_rescan(&deleted, &disk, &[mark(BASE)], "deleted");
     // An older one that still exists does not know what came between.
     assert_rescan(&deleted, &disk, &[mark(OLD), mark(BASE)], "deleted");

@@ -138,6 +138,9 @@ pub(crate) fn request(disks: &[(&str, &Server)]) -> BackupRequest {
         description: "test".into(),
         labels: BTreeMap::new(),
         full: false,
+        full_disks: Vec::new(),
+        parent: None,
+        namespace: None,
         recheck_ppm: None,
         fence_after: FENCE_AFTER,
     }

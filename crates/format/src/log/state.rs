@@ -13,7 +13,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{BlobPlace, Body, Feature, Needs, Role, SessionKind};
+use super::{BlobPlace, Body, DefinedDomain, Feature, Needs, Role, SessionKind};
 use crate::config::RepositoryConfig;
 use crate::cursor::{check_limit, widen};
 use crate::error::{Error, Result};
@@ -134,6 +134,13 @@ pub struct State {
     quarantined_packs: Arc<BTreeSet<PackName>>,
     #[serde(with = "shared")]
     quarantined_blobs: Arc<BTreeSet<BlobPlace>>,
+    /// Left out of a checkpoint when there is none.
+    #[serde(with = "shared", default, skip_serializing_if = "no_domain")]
+    domains: Arc<BTreeMap<String, DefinedDomain>>,
+}
+
+fn no_domain(domains: &Arc<BTreeMap<String, DefinedDomain>>) -> bool {
+    domains.is_empty()
 }
 
 /// A shared collection is written as the collection.
@@ -179,6 +186,7 @@ impl State {
             reaped_dropped: 0,
             quarantined_packs: Arc::default(),
             quarantined_blobs: Arc::default(),
+            domains: Arc::default(),
         }
     }
 
@@ -307,6 +315,12 @@ impl State {
     #[must_use]
     pub fn quarantined_blobs(&self) -> &BTreeSet<BlobPlace> {
         &self.quarantined_blobs
+    }
+
+    /// Domains that are defined, by name.
+    #[must_use]
+    pub fn domains(&self) -> &BTreeMap<String, DefinedDomain> {
+        &self.domains
     }
 
     /// Features that the repository uses.

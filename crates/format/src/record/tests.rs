@@ -34,6 +34,8 @@ fn record(disks: Vec<DiskRecord>) -> Record {
         quiesce: QuiesceRecord::default(),
         tool: "aquifer".to_owned(),
         labels: BTreeMap::new(),
+        namespace: None,
+        external: false,
     }
 }
 

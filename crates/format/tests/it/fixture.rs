@@ -134,6 +134,8 @@ pub(crate) fn record(ring: &KeyRing) -> Record {
         quiesce: QuiesceRecord { quiesced: true, frozen_ms: Some(12), detail: None },
         tool: "aquifer 0.1.0".to_owned(),
         labels: BTreeMap::from([("tier".to_owned(), "gold".to_owned())]),
+        namespace: None,
+        external: false,
     }
 }
 

@@ -1,6 +1,7 @@
 //! The fold: what each body does, and every reason for which one is void.
 
-use aquifer_format::log::{BlobPlace, KeyChange, Role};
+use aquifer_format::log::{BlobPlace, DefaultTargets, DefinedDomain, KeyChange, Role};
+use aquifer_format::record::{Definition, DefinitionKind};
 use aquifer_format::*;
 use uuid::Uuid;
 
@@ -389,4 +390,53 @@ fn a_checkpoint_keeps_a_protection_and_says_nothing_where_there_is_none() {
     log.apply(vec![protect(BACKUP, true)]);
     let back: State = serde_json::from_str(&json(&log.state)).unwrap();
     assert_eq!(back, log.state);
+}
+
+fn defined(name: &str, definition: &str) -> Body {
+    let definition = Definition { kind: DefinitionKind::Xml, bytes: definition.into() };
+    let targets = DefaultTargets { backup: Some("<domainbackup/>".to_owned()), ..DefaultTargets::default() };
+    let uuid = Some(BACKUP);
+    Body::Define {
+        domain: Box::new(DefinedDomain {
+            name: name.to_owned(),
+            uuid,
+            definition: Some(definition),
+            targets,
+        }),
+    }
+}
+
+#[test]
+fn a_domain_is_what_it_was_last_defined_as_until_it_is_undefined() {
+    let mut log = Log::new();
+    let undefine = || Body::Undefine { domain: "web01".to_owned() };
+    assert_eq!(log.void(undefine()), VoidReason::UnknownDomain("web01".to_owned()));
+    log.apply(vec![defined("web01", "<domain/>"), defined("web01", "<domain type='kvm'/>")]);
+    let domain = &log.state.domains()["web01"];
+    assert_eq!(domain.definition.as_ref().unwrap().bytes, b"<domain type='kvm'/>");
+    let json = serde_json::to_string(&log.state).unwrap();
+    assert_eq!(serde_json::from_str::<State>(&json).unwrap(), log.state);
+    log.apply(vec![undefine()]);
+    assert!(log.state.domains().is_empty());
+    assert!(!serde_json::to_string(&log.state).unwrap().contains("domains"), "none says nothing");
+}
+
+#[test]
+fn a_domain_out_of_bounds_is_void() {
+    let mut log = Log::new();
+    let long = "x".repeat(65);
+    for (name, definition) in [("", ""), (long.as_str(), ""), ("web01", "x".repeat((1 << 20) + 1).as_str())] {
+        let reason = log.void(defined(name, definition));
+        assert!(matches!(reason, VoidReason::DomainBounds { .. }), "{reason}");
+    }
+}
+
+#[test]
+fn a_summary_says_that_a_backup_is_external_and_nothing_when_it_is_not() {
+    let mut record = fixture::record(&fixture::ring(true));
+    assert!(!serde_json::to_string(&record.summary()).unwrap().contains("external"));
+    record.external = true;
+    assert!(record.summary().external);
+    let json = serde_json::to_string(&record.summary()).unwrap();
+    assert!(json.contains(r#""external":true"#), "{json}");
 }

@@ -117,9 +117,9 @@ fn the_fate_of_a_backup_follows_its_session() {
         let open = Fate::Open { session: session.id(), host: repository.host.clone() };
         assert_eq!(repository.fate(uuid(1)), open);
         let seq = store_and_commit(&session, &noise(1, 1000)).await.unwrap().seq;
-        assert_eq!(repository.fate(uuid(1)), Fate::Committed { seq, forgotten: false });
+        assert_eq!(repository.fate(uuid(1)), Fate::Committed { seq, forgotten: false, external: false });
         forget(&repository, 1).await;
-        assert_eq!(repository.fate(uuid(1)), Fate::Committed { seq, forgotten: true });
+        assert_eq!(repository.fate(uuid(1)), Fate::Committed { seq, forgotten: true, external: false });
         let drop_it = |_: &State| Ok(vec![Body::Condemn { packs: vec![], dropped: vec![uuid(1)] }]);
         repository.log.append(drop_it).await.unwrap();
         assert_eq!(repository.fate(uuid(1)), Fate::Absent);

@@ -40,6 +40,16 @@ pub enum RemovalError {
         /// The backup.
         backup: Uuid,
     },
+    /// A domain that is to be undefined has backups.
+    #[error(
+        "domain {domain} has {count} backups: undefine it with --backups to delete them as well, or leave it defined"
+    )]
+    HasBackups {
+        /// The domain.
+        domain: String,
+        /// How many.
+        count: usize,
+    },
     /// A policy that keeps nothing.
     #[error("no rule says which backups of domain {domain} to keep: give one, such as --keep-daily 7")]
     NoRules {

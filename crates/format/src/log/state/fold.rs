@@ -9,7 +9,8 @@ use uuid::Uuid;
 use super::{Backup, Body, Condemned, Forgotten, OpenSession, PublishedSegment, State};
 use crate::error::{Error, Result};
 use crate::id::{EntryHash, PackName, SegmentName, SessionId, WriterId};
-use crate::log::{BlobPlace, Entry, Feature, KeyChange};
+use crate::log::{BlobPlace, DefinedDomain, Entry, Feature, KeyChange};
+use crate::magic::{DEFINITION_BYTES_MAX, DOMAIN_NAME_CHARS};
 use crate::record::CommitSummary;
 
 /// Why a body changed nothing.
@@ -64,6 +65,15 @@ pub enum VoidReason {
     /// A pack would be dropped from the state that was never reaped.
     #[error("pack {0} is not reaped")]
     NotReaped(PackName),
+    /// A domain would be undefined that is not defined.
+    #[error("domain {0} is not defined")]
+    UnknownDomain(String),
+    /// A domain would be defined whose name or definition is out of bounds.
+    #[error("domain {name}: a name of 1 to 64 characters and a definition of at most 1 MiB are allowed")]
+    DomainBounds {
+        /// Its name.
+        name: String,
+    },
     /// The key is enrolled already, as something else.
     #[error("the key {0} is enrolled already")]
     KeyExists(String),
@@ -170,6 +180,8 @@ impl State {
                 self.quarantine(packs, blobs);
                 Ok(())
             }
+            Body::Define { domain } => self.define(domain),
+            Body::Undefine { domain } => self.undefine(domain),
             Body::Key(change) => self.change_key(change),
             Body::Config { features } => {
                 self.add_features(features);
@@ -372,6 +384,26 @@ impl State {
         for place in blobs.iter().filter(|place| !self.reaped.contains(&place.pack)) {
             Arc::make_mut(&mut self.quarantined_blobs).insert(*place);
         }
+    }
+
+    fn define(&mut self, domain: &DefinedDomain) -> Fold {
+        let definition_bytes = domain.definition.as_ref().map_or(0, |definition| definition.bytes.len());
+        let name_chars = domain.name.chars().count();
+        if name_chars == 0 || name_chars > DOMAIN_NAME_CHARS || definition_bytes > DEFINITION_BYTES_MAX {
+            return Err(VoidReason::DomainBounds {
+                name: domain.name.chars().take(DOMAIN_NAME_CHARS).collect(),
+            });
+        }
+        Arc::make_mut(&mut self.domains).insert(domain.name.clone(), domain.clone());
+        Ok(())
+    }
+
+    fn undefine(&mut self, name: &str) -> Fold {
+        if !self.domains.contains_key(name) {
+            return Err(VoidReason::UnknownDomain(name.chars().take(DOMAIN_NAME_CHARS).collect()));
+        }
+        Arc::make_mut(&mut self.domains).remove(name);
+        Ok(())
     }
 
     fn change_key(&mut self, change: &KeyChange) -> Fold {

@@ -1,0 +1,6 @@
+//! The service on real parts: a repository in a folder, and QEMUs whose processor is stopped.
+//!
+//! Not here: the guest's bytes and what a crash leaves; the stories of the whole program have a live guest for that.
+
+mod api_conformance;
+mod machine;
