@@ -23,6 +23,7 @@ mod rig;
 mod s3;
 mod self_healing;
 mod tidy;
+mod unmanaged;
 
 /// What a test returns: any error ends it with its whole story.
 pub(crate) type Outcome = anyhow::Result<()>;

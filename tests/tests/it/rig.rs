@@ -171,6 +171,15 @@ impl Rig {
         self.guest.next_seq().map(drop)
     }
 
+    /// As [`Rig::ensure_clean`], where each disk has a bitmap for the managed chain, and for `external` readers of their own.
+    pub(crate) fn ensure_clean_but_for_external(&mut self, external: usize) -> Result<()> {
+        for node in ["vda", "vdb"] {
+            let bitmaps = self.checkpoints(node)?;
+            ensure!(bitmaps.len() == 1 + external, "{node} has the bitmaps {bitmaps:?}");
+        }
+        self.wait_clean_but_for_bitmaps()
+    }
+
     /// Waits until nothing of a backup is left but Aquifer's own bitmaps: whether the backup that a killed one had begun was
     /// committed is for the next one to find out, and which bitmaps go with it.
     pub(crate) fn wait_clean_but_for_bitmaps(&mut self) -> Result<()> {
