@@ -14,7 +14,6 @@ use aquifer_testkit::tools::tool;
 
 /// The disks of a machine.
 pub(crate) const DISKS: [&str; 2] = ["vda", "vdb"];
-const DISK_BYTES: u64 = 1 << 20;
 const LIFE: Duration = Duration::from_secs(900);
 
 /// A QEMU that ends when the value is dropped.
@@ -34,9 +33,10 @@ impl Machine {
             }
         }
         qemu.args("-accel tcg -machine pc -m 16 -display none -nodefaults -no-user-config -S".split(' '));
-        for (number, disk) in DISKS.iter().enumerate() {
+        for (number, disk) in (0..).zip(DISKS) {
             let image = folder.join(format!("{disk}.raw"));
-            let content: Vec<u8> = (0..DISK_BYTES).map(|at| (at / 4096) as u8 ^ number as u8).collect();
+            let content: Vec<u8> =
+                (0..=u8::MAX).flat_map(|block| [block.rotate_left(number); 4096]).collect();
             fs::write(&image, content)?;
             let image = image.display();
             qemu.arg("-blockdev")
