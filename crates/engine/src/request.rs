@@ -185,6 +185,8 @@ pub struct RestoreRequest {
 pub enum VolumeSpec {
     /// A raw image file.
     Raw(PathBuf),
+    /// A qcow2 image file.
+    Qcow2(PathBuf),
     /// A block device.
     Block(PathBuf),
     /// A writable NBD export.
@@ -195,6 +197,7 @@ impl fmt::Display for VolumeSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             VolumeSpec::Raw(path) => write!(f, "raw:{}", path.display()),
+            VolumeSpec::Qcow2(path) => write!(f, "qcow2:{}", path.display()),
             VolumeSpec::Block(path) => write!(f, "{}", path.display()),
             VolumeSpec::Nbd(uri) => write!(f, "{uri}"),
         }
@@ -204,13 +207,19 @@ impl fmt::Display for VolumeSpec {
 impl FromStr for VolumeSpec {
     type Err = Error;
 
-    /// Reads `raw:PATH`, the path of a block device, or an NBD URI.
+    /// Reads `raw:PATH`, `qcow2:PATH`, the path of a block device, or an NBD URI.
     fn from_str(text: &str) -> Result<Self, Error> {
-        if let Some(path) = text.strip_prefix("raw:") {
-            if path.is_empty() {
-                return Err(Error::new(Kind::Invalid, "volume `raw:` names no path").hint("write raw:PATH"));
+        let formats: [(&str, fn(PathBuf) -> VolumeSpec); 2] =
+            [("raw:", VolumeSpec::Raw), ("qcow2:", VolumeSpec::Qcow2)];
+        for (prefix, volume) in formats {
+            match text.strip_prefix(prefix) {
+                Some("") => {
+                    return Err(Error::new(Kind::Invalid, format!("volume `{prefix}` names no path"))
+                        .hint(format!("write {prefix}PATH")));
+                }
+                Some(path) => return Ok(volume(PathBuf::from(path))),
+                None => {}
             }
-            return Ok(VolumeSpec::Raw(PathBuf::from(path)));
         }
         if text.starts_with("nbd") && text.contains("://") {
             let uri = text.parse::<Uri>().map_err(Error::from)?;
@@ -219,8 +228,9 @@ impl FromStr for VolumeSpec {
         if text.starts_with('/') {
             return Ok(VolumeSpec::Block(PathBuf::from(text)));
         }
-        Err(Error::new(Kind::Invalid, format!("`{text}` is not a volume"))
-            .hint("write raw:PATH for an image file, /dev/… for a block device, or an nbd:// URI"))
+        Err(Error::new(Kind::Invalid, format!("`{text}` is not a volume")).hint(
+            "write raw:PATH or qcow2:PATH for an image file, /dev/… for a block device, or an nbd:// URI",
+        ))
     }
 }
 
@@ -266,6 +276,7 @@ mod tests {
     #[test]
     fn volumes_are_told_apart_by_their_spelling() {
         assert_eq!("raw:/a b".parse::<VolumeSpec>().unwrap(), VolumeSpec::Raw("/a b".into()));
+        assert_eq!("qcow2:/a:b".parse::<VolumeSpec>().unwrap(), VolumeSpec::Qcow2("/a:b".into()));
         assert_eq!("/dev/vdb".parse::<VolumeSpec>().unwrap(), VolumeSpec::Block("/dev/vdb".into()));
         let nbd = "nbd+unix:///x?socket=/tmp/s".parse::<VolumeSpec>().unwrap();
         assert!(matches!(nbd, VolumeSpec::Nbd(_)));
@@ -273,7 +284,7 @@ mod tests {
 
     #[test]
     fn a_volume_without_a_kind_is_refused_with_the_way_out() {
-        for text in ["disk.img", "raw:", "", "qcow2:/x"] {
+        for text in ["disk.img", "raw:", "", "vmdk:/x"] {
             let error = text.parse::<VolumeSpec>().unwrap_err();
             assert_eq!(error.kind(), Kind::Invalid);
             assert!(error.hint_text().unwrap().contains("raw:PATH"));

@@ -180,6 +180,7 @@ async fn write(
             Err(error) => {
                 // Nothing was written yet.
                 volumes.iter().for_each(Volume::release);
+                close(volumes).await.unwrap_or_else(|error| tracing::warn!(%error, "a volume"));
                 return Err(disk.about(error));
             }
         }
@@ -196,7 +197,17 @@ async fn write(
             context.events.warn(left);
         }
     }
-    filled
+    let closed = close(volumes).await;
+    filled.and_then(|told| closed.map(|()| told))
+}
+
+/// Ends what serves volumes. All are ended; the first failure is told.
+async fn close(volumes: Vec<Volume>) -> Result<()> {
+    let mut closed = Ok(());
+    for volume in volumes {
+        closed = closed.and(volume.close().await);
+    }
+    closed
 }
 
 async fn fill(

@@ -249,7 +249,8 @@ async fn open_session(context: &JobContext, session: ExportSession) -> Result<Op
 async fn open_images(context: &JobContext, images: &[(String, PathBuf)]) -> Result<OpenSource> {
     let (mut disks, mut open, mut warnings) = (Vec::new(), Vec::new(), Vec::new());
     for (name, path) in images {
-        let request = ImageRequest { path: path.clone(), format: None, sockets: std::env::temp_dir() };
+        let request =
+            ImageRequest { path: path.clone(), format: None, sockets: std::env::temp_dir(), writable: false };
         let opened = async {
             let image = ImageExport::open(&request).await?;
             let uri = image.uri().parse::<Uri>()?;

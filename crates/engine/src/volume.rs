@@ -1,4 +1,4 @@
-//! Where a restored disk lands: a raw file, a block device, or an NBD export, behind one asynchronous face.
+//! Where a restored disk lands: a raw or qcow2 file, a block device, or an NBD export, behind one asynchronous face.
 //!
 //! Not here: what is written ([`crate::patch`] decides that, chunk by chunk) and in which order.
 //!
@@ -19,9 +19,11 @@ use crate::request::VolumeSpec;
 use crate::settings::JobSettings;
 
 mod file;
+mod image;
 mod nbd;
 
 use file::FileVolume;
+use image::ImageVolume;
 use nbd::NbdVolume;
 
 /// Bytes that are looked at together when a volume is searched for data.
@@ -31,6 +33,8 @@ const PIECE_BYTES: u64 = 1 << 20;
 #[derive(Debug, Clone)]
 pub(crate) struct Volume {
     place: Place,
+    /// The image that the export is of, if it is one that is served for us.
+    image: Option<Arc<ImageVolume>>,
     /// True if it reads as zero wherever nothing was written yet.
     pub(crate) blank: bool,
 }
@@ -89,12 +93,12 @@ impl Volume {
         rewrite: bool,
         job: &JobSettings,
     ) -> Result<()> {
-        if let VolumeSpec::Raw(path) = spec
+        if let VolumeSpec::Raw(path) | VolumeSpec::Qcow2(path) = spec
             && !path.exists()
         {
             return file::must_have_folder(path);
         }
-        Volume::attach(spec, size_bytes, rewrite, job).await.map(|_| ())
+        Volume::attach(spec, size_bytes, rewrite, job).await?.close().await
     }
 
     /// Opens a volume for a disk of `size_bytes`.
@@ -115,6 +119,7 @@ impl Volume {
     }
 
     async fn attach(spec: &VolumeSpec, size_bytes: u64, rewrite: bool, job: &JobSettings) -> Result<Self> {
+        let mut image = None;
         let (place, blank) = match spec {
             VolumeSpec::Raw(path) | VolumeSpec::Block(path) => {
                 if let VolumeSpec::Block(path) = spec {
@@ -124,9 +129,21 @@ impl Volume {
                 let blank = file.is_blank();
                 (Place::File(Arc::new(file)), blank)
             }
-            VolumeSpec::Nbd(uri) => (Place::Nbd(NbdVolume::open(uri, size_bytes, job).await?), false),
+            VolumeSpec::Qcow2(path) => {
+                let (served, uri) = ImageVolume::open(path, size_bytes, rewrite).await?;
+                let opened = NbdVolume::open(&uri, spec.to_string(), size_bytes, job).await;
+                let blank = served.is_blank();
+                if opened.is_err() {
+                    served.give_up().await;
+                }
+                image = Some(Arc::new(served));
+                (Place::Nbd(opened?), blank)
+            }
+            VolumeSpec::Nbd(uri) => {
+                (Place::Nbd(NbdVolume::open(uri, uri.to_string(), size_bytes, job).await?), false)
+            }
         };
-        let mut volume = Volume { place, blank };
+        let mut volume = Volume { place, image, blank };
         if !volume.blank && !rewrite {
             if let Some(offset) = volume.first_data(0..size_bytes).await? {
                 return Err(holds_data(spec, None).with("offset", offset));
@@ -138,7 +155,7 @@ impl Volume {
 
     /// A volume that keeps nothing and reads as zero.
     pub(crate) fn nowhere() -> Self {
-        Volume { place: Place::Nowhere, blank: true }
+        Volume { place: Place::Nowhere, image: None, blank: true }
     }
 
     /// Reads `buffer.len()` bytes at `offset`.
@@ -246,8 +263,21 @@ impl Volume {
         }
     }
 
+    /// Ends what serves the volume, once nobody else has it.
+    pub(crate) async fn close(self) -> Result<()> {
+        // The last client is what keeps the server.
+        drop(self.place);
+        match self.image {
+            Some(image) => image.close().await,
+            None => Ok(()),
+        }
+    }
+
     /// After a failure: removes what would look like a restored disk. Says what is left.
     pub(crate) fn undo(&self) -> Option<String> {
+        if let Some(image) = &self.image {
+            return image.undo();
+        }
         match &self.place {
             Place::File(file) => file.undo(),
             Place::Nbd(nbd) => Some(nbd.undo()),
@@ -257,10 +287,12 @@ impl Volume {
 
     /// Gives up a volume to which nothing was written.
     pub(crate) fn release(&self) {
-        if let Place::File(file) = &self.place
-            && file.is_blank()
-            && let Some(left) = file.undo()
-        {
+        let left = match (&self.place, &self.image) {
+            (_, Some(image)) if image.is_blank() => image.undo(),
+            (Place::File(file), _) if file.is_blank() => file.undo(),
+            _ => None,
+        };
+        if let Some(left) = left {
             tracing::warn!("{left}");
         }
     }

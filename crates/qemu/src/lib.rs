@@ -43,7 +43,7 @@ pub use guard::GuardCommand;
 pub use identity::BlockSizes;
 pub use monitor::{Event, Monitor};
 pub use nbd_server::NbdListen;
-pub use offline::{ImageExport, ImageRequest};
+pub use offline::{ImageExport, ImageRequest, create_qcow2};
 pub use schema::Capabilities;
 pub use session::{Export, ExportSession, Method, Quiesce, SavedSession, SessionRequest};
 pub use survey::Domain;

@@ -1,4 +1,4 @@
-//! The disk image of a domain that does not run, served read-only by `qemu-nbd` with image locking.
+//! The disk image of a domain that does not run, served by `qemu-nbd` with image locking: read-only, or to be filled.
 //!
 //! The format is decided once, by the caller or by `qemu-img info`, and said; `qemu-nbd` is always told it and
 //! never guesses, because a guest can write a qcow2 header into its raw disk and so name any file of this machine
@@ -40,6 +40,35 @@ pub struct ImageRequest {
     pub format: Option<String>,
     /// Folder for the socket.
     pub sockets: PathBuf,
+    /// Whether clients may write.
+    pub writable: bool,
+}
+
+/// Makes a new qcow2 image that reads as zero; its size is rounded up to whole sectors of 512 bytes, as the format wants.
+///
+/// # Errors
+/// [`Error::Image`] when there is something already or the file cannot be written, [`Error::ToolMissing`].
+pub async fn create_qcow2(path: &Path, size_bytes: u64) -> Result<()> {
+    let fault = |detail: String| Error::Image { path: path.to_owned(), detail };
+    // QEMU takes what stands before a colon for a protocol, unless a slash is before it.
+    let absolute = std::path::absolute(path).map_err(|error| fault(error.to_string()))?;
+    // `qemu-img` overwrites what it finds.
+    std::fs::File::create_new(&absolute).map_err(|error| fault(error.to_string()))?;
+    let output = Command::new("qemu-img")
+        .args(["create", "-q", "-f", "qcow2", "--"])
+        .arg(&absolute)
+        .arg(size_bytes.next_multiple_of(512).to_string())
+        .stdin(Stdio::null())
+        .output()
+        .await;
+    let failed = match output {
+        Ok(output) if output.status.success() => return Ok(()),
+        Ok(output) => fault(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
+        Err(error) => missing(error, "qemu-img", path),
+    };
+    // It is ours and empty; if it cannot be removed, the first failure still says more.
+    let _ = std::fs::remove_file(&absolute);
+    Err(failed)
 }
 
 /// A served image.
@@ -76,7 +105,7 @@ impl ImageExport {
                 format
             }
         };
-        let mut child = spawn(&path, &format, &socket)?;
+        let mut child = spawn(&path, &format, &socket, request.writable)?;
         match settle(&mut child, &socket).await {
             Ok((keeper, size_bytes)) => {
                 Ok(Self { child, keeper: Some(keeper), socket, size_bytes, format, warnings })
@@ -194,14 +223,15 @@ fn is_device(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device())
 }
 
-fn spawn(path: &Path, format: &str, socket: &Path) -> Result<Child> {
+fn spawn(path: &Path, format: &str, socket: &Path, writable: bool) -> Result<Child> {
     let driver = if is_device(path) { "host_device" } else { "file" };
     // The JSON form has no special characters in file names.
     let node = json!({"driver": format, "file": {"driver": driver, "filename": path, "locking": "on"}});
     // A stale socket of a killed run; nobody answered on it.
     let _ = std::fs::remove_file(socket);
     Command::new("qemu-nbd")
-        .args(["--read-only", "--aio=threads", &format!("--shared={CLIENTS_MAX}")])
+        .arg(if writable { "--discard=unmap" } else { "--read-only" })
+        .args(["--aio=threads", &format!("--shared={CLIENTS_MAX}")])
         .arg(format!("--socket={}", socket.display()))
         .arg(format!("json:{node}"))
         .stdin(Stdio::null())

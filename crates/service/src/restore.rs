@@ -131,6 +131,9 @@ impl Service {
                         VolumeSpec::Raw(file) => {
                             Target::File { path: path(file), format: Some(ImageFormat::Raw) }
                         }
+                        VolumeSpec::Qcow2(file) => {
+                            Target::File { path: path(file), format: Some(ImageFormat::Qcow2) }
+                        }
                         VolumeSpec::Block(device) => {
                             Target::Block { path: path(device), format: Some(ImageFormat::Raw) }
                         }
@@ -298,12 +301,10 @@ fn untargeted(disk: &str) -> Error {
 /// Where the engine writes.
 async fn volume(target: &Target) -> Result<VolumeSpec> {
     match target {
-        Target::File { path, format: Some(ImageFormat::Qcow2) }
-        | Target::Block { path, format: Some(ImageFormat::Qcow2) } => {
-            Err(Error::OperationUnsupported(format!(
-                "a qcow2 image, {path}: restore to raw and convert, or serve it with qemu-nbd and give its URI"
-            )))
-        }
+        Target::Block { path, format: Some(ImageFormat::Qcow2) } => Err(Error::OperationUnsupported(
+            format!("a qcow2 image on the device {path}: serve it with qemu-nbd and give its URI"),
+        )),
+        Target::File { path, format: Some(ImageFormat::Qcow2) } => Ok(VolumeSpec::Qcow2(path.into())),
         Target::File { path, .. } => Ok(VolumeSpec::Raw(path.into())),
         Target::Block { path, .. } => Ok(VolumeSpec::Block(path.into())),
         Target::Nbd(Some(source)) => source

@@ -103,7 +103,7 @@ pub(crate) struct RestoreArgs {
     /// The backup: its uuid, at least eight digits of it, or latest:DOMAIN.
     #[arg(value_name = "UUID|latest:DOMAIN", required_unless_present = "xml", conflicts_with = "xml")]
     pub(crate) backup: Option<String>,
-    /// Restore this disk into a volume: raw:PATH, a block device, nbd://… or nbd+unix://…; may be repeated.
+    /// Restore this disk into a volume: raw:PATH, qcow2:PATH, a block device, nbd://… or nbd+unix://…; may be repeated.
     #[arg(long, value_name = "NAME=VOLUME", required_unless_present = "xml", conflicts_with = "xml")]
     pub(crate) disk: Vec<Named>,
     /// A domainbackup that names backup, disks and targets, such as `dumpxml` prints; - reads it from standard input.

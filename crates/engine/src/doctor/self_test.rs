@@ -97,8 +97,12 @@ async fn context(request: &DoctorRequest, folder: &Path) -> Result<JobContext> {
 }
 
 async fn serve_and_compare(image: &Path, folder: &Path) -> Result<String> {
-    let request =
-        ImageRequest { path: image.to_owned(), format: Some("raw".into()), sockets: folder.to_owned() };
+    let request = ImageRequest {
+        path: image.to_owned(),
+        format: Some("raw".into()),
+        sockets: folder.to_owned(),
+        writable: false,
+    };
     let export = ImageExport::open(&request).await?;
     let compared = async { cross_check(&export.uri().parse()?).await };
     let compared = compared.await;

@@ -14,15 +14,21 @@ use crate::settings::{JobSettings, REQUEST_BYTES, REQUESTS_PER_CONNECTION};
 #[derive(Debug, Clone)]
 pub(crate) struct NbdVolume {
     pub(crate) client: Client,
-    uri: String,
+    /// What errors call it.
+    name: String,
 }
 
 impl NbdVolume {
-    /// Connects for writing a disk of `size_bytes`. An export may be larger than the disk.
+    /// Connects for writing a disk of `size_bytes`; errors call it `name`. An export may be larger than the disk.
     ///
     /// # Errors
     /// `Invalid` if it is smaller; those of the client, a read-only export included.
-    pub(crate) async fn open(uri: &Uri, size_bytes: u64, settings: &JobSettings) -> Result<Self> {
+    pub(crate) async fn open(
+        uri: &Uri,
+        name: String,
+        size_bytes: u64,
+        settings: &JobSettings,
+    ) -> Result<Self> {
         let options = ClientOptions {
             connections: settings.connections.max(1),
             depth: REQUESTS_PER_CONNECTION,
@@ -35,9 +41,9 @@ impl NbdVolume {
         let client = Client::connect(uri, &options).await?;
         let bytes = client.info().size_bytes;
         if bytes < size_bytes {
-            return Err(super::too_small(uri, bytes, size_bytes));
+            return Err(super::too_small(name, bytes, size_bytes));
         }
-        Ok(NbdVolume { client, uri: uri.to_string() })
+        Ok(NbdVolume { client, name })
     }
 
     /// Writes `bytes` at `offset`; gives the buffer back.
@@ -97,10 +103,10 @@ impl NbdVolume {
 
     /// After a failure: says what is left.
     pub(crate) fn undo(&self) -> String {
-        format!("{} is partly overwritten", self.uri)
+        format!("{} is partly overwritten", self.name)
     }
 
     pub(crate) fn failed(&self, error: aquifer_nbd::Error) -> Error {
-        Error::from(error).with("volume", self.uri.clone())
+        Error::from(error).with("volume", self.name.clone())
     }
 }

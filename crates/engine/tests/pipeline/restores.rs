@@ -2,8 +2,11 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::process::Command;
 
 use aquifer_engine::{Kind, RestoreRequest, VolumeSpec};
+
+use aquifer_testkit::tools;
 
 use crate::rig::{Rig, allocated, assert_same, image, noise, restoring};
 
@@ -179,4 +182,58 @@ async fn a_path_that_is_neither_file_nor_device_is_refused() {
     }
     let missing = VolumeSpec::Raw(rig.path("no/such/folder/copy"));
     assert_eq!(rig.try_restore(restoring(outcome.uuid, missing)).await.unwrap_err().kind(), Kind::NotFound);
+}
+
+/// The disk of a qcow2 image, as a raw file beside it.
+fn raw_of(qcow2: &std::path::Path) -> std::path::PathBuf {
+    let raw = qcow2.with_extension("converted");
+    let mut convert = Command::new(tools::tool("qemu-img").unwrap());
+    tools::run(convert.args(["convert", "-f", "qcow2", "-O", "raw"]).args([qcow2, &raw])).unwrap();
+    let mut check = Command::new(tools::tool("qemu-img").unwrap());
+    tools::run(check.args(["check", "-q", "-f", "qcow2"]).arg(qcow2)).unwrap();
+    raw
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_qcow2_image_is_made_is_small_and_is_rewritten_only_where_it_differs() {
+    let rig = Rig::new().await;
+    let source = rig.path("source");
+    image(&source, 64 << 20, &[(0, noise(1, 4096)), (30 << 20, noise(3, 1 << 20))]);
+    let outcome = rig.backup_image(&source).await;
+    let copy = rig.path("copy.qcow2");
+    let request = RestoreRequest { verify: true, ..restoring(outcome.uuid, VolumeSpec::Qcow2(copy.clone())) };
+    rig.try_restore(request.clone()).await.unwrap();
+    assert_same(&source, &raw_of(&copy));
+    assert!(allocated(&copy) < 4 << 20, "{} bytes for one of data", allocated(&copy));
+
+    let refused = rig.try_restore(request.clone()).await.unwrap_err();
+    assert_eq!(refused.kind(), Kind::Conflict);
+    assert!(refused.hint_text().unwrap().contains("--rewrite-existing"));
+    let again = rig.try_restore(RestoreRequest { rewrite_existing: true, ..request }).await.unwrap();
+    assert_eq!(again.disks[0].written_bytes, 0);
+    assert_same(&source, &raw_of(&copy));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_qcow2_image_of_another_size_is_refused_and_one_that_fails_is_removed() {
+    let rig = Rig::new().await;
+    let source = rig.path("source");
+    image(&source, 4 << 20, &[(0, noise(1, 4 << 20))]);
+    let outcome = rig.backup_image(&source).await;
+    let other = rig.path("other.qcow2");
+    let mut create = Command::new(tools::tool("qemu-img").unwrap());
+    tools::run(create.args(["create", "-q", "-f", "qcow2"]).arg(&other).arg("8M")).unwrap();
+    let request = restoring(outcome.uuid, VolumeSpec::Qcow2(other));
+    let refused = rig.try_restore(RestoreRequest { rewrite_existing: true, ..request }).await.unwrap_err();
+    assert_eq!((refused.kind(), refused.context()["disk_bytes"].as_u64()), (Kind::Invalid, Some(4 << 20)));
+
+    for pack in rig.packs() {
+        let length = fs::metadata(&pack).unwrap().len();
+        File::options().write(true).open(&pack).unwrap().write_all_at(&[0; 64], length / 2).unwrap();
+    }
+    let failed = rig.path("failed.qcow2");
+    let error =
+        rig.try_restore(restoring(outcome.uuid, VolumeSpec::Qcow2(failed.clone()))).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Corrupt);
+    assert!(!failed.exists(), "an image that is incomplete is left");
 }

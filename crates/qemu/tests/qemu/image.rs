@@ -5,7 +5,7 @@ use aquifer_qemu::{Error, ErrorKind, ImageExport, ImageRequest};
 use crate::support::{MIB, Machine, eventually, pull, qcow2, run, tool};
 
 fn request(folder: &std::path::Path, name: &str) -> ImageRequest {
-    ImageRequest { path: folder.join(name), format: None, sockets: folder.to_owned() }
+    ImageRequest { path: folder.join(name), format: None, sockets: folder.to_owned(), writable: false }
 }
 
 async fn image(folder: &std::path::Path, name: &str, format: &str) {
@@ -90,4 +90,19 @@ async fn the_server_ends_with_whoever_started_it() {
         }
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_new_qcow2_image_is_made_of_whole_sectors_and_nothing_is_overwritten() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a:new one.qcow2");
+    aquifer_qemu::create_qcow2(&path, 1000).await.unwrap();
+    let writable = ImageRequest { writable: true, ..request(folder.path(), "a:new one.qcow2") };
+    let export = ImageExport::open(&writable).await.unwrap();
+    assert_eq!((export.size_bytes(), export.format()), (1024, "qcow2"));
+    export.close().await.unwrap();
+    let before = std::fs::read(&path).unwrap();
+    let error = aquifer_qemu::create_qcow2(&path, 4096).await.unwrap_err();
+    assert!(matches!(error, Error::Image { .. }), "{error}");
+    assert_eq!(std::fs::read(&path).unwrap(), before);
 }
