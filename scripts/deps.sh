@@ -8,7 +8,7 @@ PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 programs='g++:g++ make:make qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils qemu-nbd:qemu-utils
 qemu-storage-daemon:qemu-system-common nbdkit:nbdkit nbdinfo:libnbd-bin nbd-server:nbd-server openssl:openssl
 certtool:gnutls-bin ssh:openssh-client sshd:openssh-server xmllint:libxml2-utils zstd:zstd mkfs.ext4:e2fsprogs systemd-analyze:systemd
-python3:python3'
+virsh:libvirt-clients virt-qemu-run:libvirt-daemon-driver-qemu python3:python3'
 bench_programs='mmdebstrap:mmdebstrap restic:restic nbdcopy:libnbd-bin /usr/bin/time:time'
 # Services among these: the tests need their programs, nobody asked for a daemon.
 services='nbd-server ssh'

@@ -30,7 +30,7 @@ use crate::error::{Error, Kind, Result};
 use crate::lineage::{Descent, Facts};
 use crate::plan::Grid;
 use crate::progress::{Event, Meter, memory_peak_bytes};
-use crate::request::{BackupOutcome, BackupRequest, BackupState, DiskOutcome, Source};
+use crate::request::{BackupOutcome, BackupRequest, BackupState, DiskOutcome};
 use crate::settings::JobContext;
 use crate::source::{OpenSource, SourceDisk, check_name};
 use crate::throttle::Throttle;
@@ -343,10 +343,6 @@ impl Job<'_> {
 
     fn record(&self, source: &OpenSource, parent: Option<Uuid>, disks: Vec<DiskRecord>) -> Record {
         let request = self.request;
-        let definition = match &request.source {
-            Source::Qmp(qmp) => qmp.definition.clone(),
-            Source::Nbd(_) | Source::Images(_) => None,
-        };
         Record {
             version: RECORD_VERSION,
             backup: self.uuid,
@@ -359,7 +355,7 @@ impl Job<'_> {
             created_ms: source.instant_ms,
             description: request.description.clone(),
             disks,
-            definition: definition.map(definition_of),
+            definition: request.definition.clone().map(definition_of),
             quiesce: QuiesceRecord { quiesced: source.quiesced, frozen_ms: source.freeze_ms, detail: None },
             tool: concat!("aquifer ", env!("CARGO_PKG_VERSION")).to_owned(),
             labels: request.labels.clone(),

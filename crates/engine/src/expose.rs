@@ -148,10 +148,6 @@ fn describe(
             bitmap: export.checkpoint.clone().map(|name| BitmapRecord { name, granularity_bytes }),
         }
     });
-    let definition = match &request.source {
-        Source::Qmp(qmp) => qmp.definition.clone(),
-        Source::Nbd(_) | Source::Images(_) => None,
-    };
     Exposed {
         uuid,
         domain: request.domain.clone(),
@@ -163,7 +159,7 @@ fn describe(
         warnings: session.warnings().to_vec(),
         labels: request.labels.clone(),
         namespace: request.namespace.clone(),
-        definition: definition.map(definition_of),
+        definition: request.definition.clone().map(definition_of),
         domain_uuid: session.domain_uuid().and_then(|uuid| uuid.parse().ok()),
         session: session.saved(),
     }

@@ -40,6 +40,8 @@ pub struct BackupRequest {
     pub parent: Option<WantedParent>,
     /// The part of the repository that the backup is filed in.
     pub namespace: Option<String>,
+    /// The domain's definition as the caller knows it, kept with the backup.
+    pub definition: Option<Vec<u8>>,
     /// Share of the chunks that a bitmap calls unchanged that is read all the same and compared, in millionths; without it
     /// a small share, and of a large disk not more than some 64 MiB.
     pub recheck_ppm: Option<u32>,
@@ -90,8 +92,6 @@ pub struct QmpSource {
     pub agent: Option<MonitorAddress>,
     /// The process that cleans up when this one is killed.
     pub guard: Option<GuardCommand>,
-    /// The domain's definition as the caller knows it (XML or JSON), kept with the backup.
-    pub definition: Option<Vec<u8>>,
 }
 
 /// State of a backup in an outcome.
@@ -209,17 +209,13 @@ impl FromStr for VolumeSpec {
 
     /// Reads `raw:PATH`, `qcow2:PATH`, the path of a block device, or an NBD URI.
     fn from_str(text: &str) -> Result<Self, Error> {
-        let formats: [(&str, fn(PathBuf) -> VolumeSpec); 2] =
-            [("raw:", VolumeSpec::Raw), ("qcow2:", VolumeSpec::Qcow2)];
-        for (prefix, volume) in formats {
-            match text.strip_prefix(prefix) {
-                Some("") => {
-                    return Err(Error::new(Kind::Invalid, format!("volume `{prefix}` names no path"))
-                        .hint(format!("write {prefix}PATH")));
-                }
-                Some(path) => return Ok(volume(PathBuf::from(path))),
-                None => {}
+        if let Some((format @ ("raw" | "qcow2"), path)) = text.split_once(':') {
+            if path.is_empty() {
+                return Err(Error::new(Kind::Invalid, format!("volume `{format}:` names no path"))
+                    .hint(format!("write {format}:PATH")));
             }
+            let path = PathBuf::from(path);
+            return Ok(if format == "raw" { VolumeSpec::Raw(path) } else { VolumeSpec::Qcow2(path) });
         }
         if text.starts_with("nbd") && text.contains("://") {
             let uri = text.parse::<Uri>().map_err(Error::from)?;

@@ -66,8 +66,6 @@ impl Service {
         }
         let parent = self.parent(domain, &asked.parent, flags).await?;
         let mut source = self.source_of(domain)?;
-        source.definition =
-            self.repository().domain(domain).and_then(|known| known.definition).map(|known| known.bytes);
         match asked.method {
             Some(Method::Filter) if self.0.filter.is_none() => {
                 let what = "the method `filter`, before `aquifer doctor` has tested it here".to_owned();
@@ -101,9 +99,16 @@ impl Service {
                 .collect(),
             parent,
             namespace: self.namespace(domain, asked)?,
+            definition: self.definition(domain),
             recheck_ppm: None,
             fence_after: aquifer_engine::repository::FENCE_AFTER,
         })
+    }
+
+    /// The definition that a backup of the domain keeps.
+    fn definition(&self, domain: &str) -> Option<Vec<u8>> {
+        let known = self.repository().domain(domain)?;
+        known.definition.map(|definition| definition.bytes)
     }
 
     fn require_free(&self, uuid: Uuid) -> Result<()> {
@@ -222,9 +227,13 @@ impl Service {
             *request.uuid.get_or_insert_with(|| aquifer_engine::clock::new_uuid(&*self.context().world));
         self.refresh().await.map_err(from)?;
         self.require_free(uuid).map_err(from)?;
-        if let Source::Qmp(source) = &mut request.source {
-            let known = self.repository().domain(&request.domain).and_then(|known| known.definition);
-            source.definition = source.definition.take().or(known.map(|known| known.bytes));
+        request.definition = request.definition.or_else(|| self.definition(&request.domain));
+        if request.namespace.is_none()
+            && let Some(Target::ChunkStore { store, namespace }) =
+                self.default_target(&request.domain).map_err(from)?
+            && store == self.0.store
+        {
+            request.namespace = namespace;
         }
         let job = self.enter_job(uuid, &request.domain, "").map_err(from)?;
         let cancel = self.context().cancel.clone();

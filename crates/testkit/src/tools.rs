@@ -12,13 +12,15 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 
 /// Debian's package of each program that is not named like it.
-const PACKAGES: [(&str, &str); 12] = [
+const PACKAGES: [(&str, &str); 14] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("qemu-storage-daemon", "qemu-system-common or qemu-utils"),
     ("qemu-img", "qemu-utils"),
     ("qemu-nbd", "qemu-utils"),
     ("nbdinfo", "libnbd-bin"),
     ("nbdcopy", "libnbd-bin"),
+    ("virsh", "libvirt-clients"),
+    ("virt-qemu-run", "libvirt-daemon-driver-qemu"),
     ("xmllint", "libxml2-utils"),
     ("sshd", "openssh-server"),
     ("mkfs.ext4", "e2fsprogs"),

@@ -8,6 +8,7 @@ mod bad_input;
 mod cli;
 mod damage;
 mod deletion;
+mod domains;
 mod filter_method;
 mod format_reader;
 mod guest;

@@ -80,6 +80,9 @@ async fn a_cancelled_backup_is_no_backup_and_no_parent(suite: &Suite<'_>) {
     let request = crate::xml::DomainBackup { parent: Some(lost.uuid()), ..suite.request() };
     let refused = suite.create(&domain, &request, CreateFlags::NONE).await;
     assert_eq!(code(refused), "PARENT_NOT_COMPLETE");
+    let served = suite.expose(&domain).await;
+    assert_eq!(suite.described(&served).await.parent, None, "nor is it one of what is served next");
+    done(suite.api().finish_job(&served, FinishFlags::CANCEL).await);
 }
 
 async fn a_domain_has_one_job(suite: &Suite<'_>) {

@@ -91,7 +91,9 @@ fn request(
         full: args.full,
         full_disks: Vec::new(),
         parent: None,
+        // Those of the domain, which the service knows.
         namespace: None,
+        definition: None,
         recheck_ppm: args.recheck.map(|share| share.ppm),
         fence_after: args.fence_after.0,
     })

@@ -59,7 +59,6 @@ pub(crate) fn qmp_source(
         filter,
         agent,
         guard: Some(guard_command()?),
-        definition: None,
     })
 }
 

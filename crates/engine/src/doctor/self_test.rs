@@ -121,6 +121,7 @@ async fn back_up(context: &JobContext, image: &Path, uuid: Uuid) -> Result<f64> 
         full_disks: Vec::new(),
         parent: None,
         namespace: None,
+        definition: None,
         recheck_ppm: None,
         fence_after: FENCE_AFTER,
     };

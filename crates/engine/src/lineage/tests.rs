@@ -72,11 +72,11 @@ fn record(backup: Uuid) -> Record {
         created_ms: 0,
         description: String::new(),
         disks: vec![disk],
-        definition: None,
         quiesce: QuiesceRecord::default(),
         tool: String::new(),
         labels: BTreeMap::new(),
         namespace: None,
+        definition: None,
         external: false,
     }
 }

@@ -34,9 +34,9 @@ pub(crate) fn domain(monitor: &Path, scratch: &Path) -> BackupRequest {
         filter: None,
         agent: None,
         guard: None,
-        definition: Some(b"{\"machine\":\"pc\"}".to_vec()),
     };
-    BackupRequest { source: Source::Qmp(Box::new(qmp)), ..request(&[]) }
+    let definition = Some(b"{\"machine\":\"pc\"}".to_vec());
+    BackupRequest { source: Source::Qmp(Box::new(qmp)), definition, ..request(&[]) }
 }
 
 #[tokio::test(flavor = "multi_thread")]

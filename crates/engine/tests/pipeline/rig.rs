@@ -141,6 +141,7 @@ pub(crate) fn request(disks: &[(&str, &Server)]) -> BackupRequest {
         full_disks: Vec::new(),
         parent: None,
         namespace: None,
+        definition: None,
         recheck_ppm: None,
         fence_after: FENCE_AFTER,
     }

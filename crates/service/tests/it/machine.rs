@@ -65,7 +65,6 @@ impl Machine {
             filter: None,
             agent: None,
             guard: None,
-            definition: None,
         }
     }
 }
