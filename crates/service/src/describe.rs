@@ -60,6 +60,10 @@ fn narrowed(mut described: DomainBackup, flags: XmlFlags) -> DomainBackup {
     if flags.contains(XmlFlags::NO_DOMAIN) {
         described.definition = None;
     }
+    if !flags.contains(XmlFlags::SECURE) {
+        // One that cannot be read again is not shown either.
+        described.definition = described.definition.and_then(|known| known.without_passwords().ok());
+    }
     if !flags.contains(XmlFlags::SIZE) {
         for disk in described.disks.iter_mut().flatten() {
             (disk.size_bytes, disk.stored_bytes) = (None, None);

@@ -122,7 +122,8 @@ fn a_domain_adopts_the_backups_of_its_name_and_is_undefined_with_them_on_request
     let folder = tempdir()?;
     let aquifer = stopped(folder.path())?;
     let before = back_up(&aquifer, folder.path())?;
-    let xml = "<domain type='kvm'><name>web</name><uuid>54c70d40-26bb-48cd-9639-b3a1e9adf650</uuid></domain>";
+    let xml = "<domain type='kvm'><name>web</name><uuid>54c70d40-26bb-48cd-9639-b3a1e9adf650</uuid>\
+               <devices><graphics type='vnc' passwd='s3cret'/></devices></domain>";
     aquifer.run(&["domain", "define", &file(folder.path(), "web.xml", xml)?])?.ok()?;
     let list = aquifer.run(&["domain", "list"])?.ok()?.document()?;
     ensure!(list[0]["domain"] == "web" && list[0]["defined"] == true && list[0]["backups"] == 1, "{list}");
@@ -135,6 +136,11 @@ fn a_domain_adopts_the_backups_of_its_name_and_is_undefined_with_them_on_request
         !aquifer.run(&["dumpxml", "--no-domain", &after])?.ok()?.output.contains("54c70d40"),
         "--no-domain"
     );
+    for (further, shown) in [(vec![], false), (vec!["--secure"], true)] {
+        let described =
+            aquifer.run(&[vec!["dumpxml", &after], further].concat())?.ok()?.output.contains("s3cret");
+        ensure!(described == shown, "the password is shown: {described}, with --secure: {shown}");
+    }
     let children = aquifer.run(&["children", &before])?.ok()?.document()?;
     ensure!(children[0]["uuid"] == after.as_str(), "{children}");
 

@@ -298,6 +298,22 @@ fn a_source_of_random_bytes_that_repeats_itself_is_noticed() {
     assert_eq!(error.fault, DomainFault::Random(16));
 }
 
+#[test]
+fn passwords_of_displays_are_taken_out_and_nothing_else() {
+    let with = |passwords: [&str; 2]| {
+        let [vnc, spice] = passwords;
+        format!(
+            "<domain><name>a</name><metadata><graphics passwd='kept'/></metadata><devices>\
+             <graphics type='vnc' port='-1'{vnc}/><graphics {spice}type='spice'><listen type='none'/></graphics>\
+             </devices></domain>"
+        )
+    };
+    let secret = with([" passwd='a&lt;b'", "passwd = \"x'y\" "]);
+    let open = Definition::parse(&secret).unwrap().without_passwords().unwrap();
+    assert_eq!(open.as_str(), with([" ", " "]));
+    assert_eq!(open.without_passwords().unwrap(), open);
+}
+
 proptest! {
     #[test]
     fn a_rewritten_domain_is_one_more_of_the_same(name in "[^/\\p{C}]{0,12}w", path in "[^\\p{C}]{0,20}", id in any::<u128>(), seed in any::<u32>()) {
