@@ -120,6 +120,20 @@ impl BackupRequest {
     }
 }
 
+impl BackupRequest {
+    /// Whether everything goes into repositories of Aquifer: then nobody else reads, however it is started.
+    pub fn is_for_stores(&self) -> bool {
+        let store = |target: &Option<Target>| matches!(target, Some(Target::ChunkStore { .. }));
+        let wanted = || self.disks.iter().flatten().filter(|disk| !disk.excluded);
+        match (&self.disks, &self.target) {
+            (None, target) => store(target),
+            (Some(_), target) => {
+                wanted().all(|disk| store(&disk.target) || disk.target.is_none() && store(target))
+            }
+        }
+    }
+}
+
 /// Refuses a pull that is to be managed, and a push that is not.
 fn fits(root: &Element<'_>, dialect: Dialect, start: Start, call: &'static str) -> Read<()> {
     let mode = root.attributes.iter().find(|one| one.name == "mode");

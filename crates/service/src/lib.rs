@@ -15,13 +15,13 @@ mod error;
 mod estimate;
 mod finish;
 pub mod journal;
+mod managed;
 mod parameters;
 mod restore;
 mod service;
 mod unmanaged;
 mod wire;
 
-pub use create::Extras;
 pub use domains::DomainDefinition;
 pub use error::{from_api, to_api};
 pub use restore::PlannedRestore;

@@ -164,10 +164,13 @@ impl Service {
     ) -> Result<PlannedRestore> {
         flags.check()?;
         let asked = Asked::parse(xml)?;
-        if flags.contains(RestoreFlags::INSTANT) {
-            return Err(Error::OperationUnsupported(
-                "INSTANT: disks that are served before they are restored".to_owned(),
-            ));
+        let unsupported = [
+            (RestoreFlags::INSTANT, "INSTANT: disks that are served before they are restored"),
+            (RestoreFlags::SALVAGE, "SALVAGE: what is left of a damaged disk"),
+            (RestoreFlags::WHOLE, "WHOLE: rewriting without a look at what is there"),
+        ];
+        if let Some((_, what)) = unsupported.iter().find(|(flag, _)| flags.contains(*flag)) {
+            return Err(Error::OperationUnsupported((*what).to_owned()));
         }
         self.refresh().await?;
         let info = self.repository().backup(asked.backup).map_err(|_| Error::NoBackup(asked.backup))?;
@@ -299,7 +302,7 @@ fn untargeted(disk: &str) -> Error {
 }
 
 /// Where the engine writes.
-async fn volume(target: &Target) -> Result<VolumeSpec> {
+pub(crate) async fn volume(target: &Target) -> Result<VolumeSpec> {
     match target {
         Target::Block { path, format: Some(ImageFormat::Qcow2) } => Err(Error::OperationUnsupported(
             format!("a qcow2 image on the device {path}: serve it with qemu-nbd and give its URI"),

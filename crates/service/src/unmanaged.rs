@@ -62,6 +62,9 @@ impl Service {
     pub(crate) async fn start(&self, domain: &str, xml: &str, flags: CreateFlags) -> Result<Backup> {
         flags.check()?;
         let asked = Asked::parse(xml, Start::Unmanaged)?;
+        if asked.is_for_stores() {
+            return self.pull(domain, xml, &asked, flags).await;
+        }
         refuse_unsupported(&asked, flags)?;
         let mut request = self.request(domain, &asked, flags).await?;
         let uuid =
@@ -272,7 +275,9 @@ fn refuse_unsupported(asked: &Asked, flags: CreateFlags) -> Result<()> {
         match target {
             None | Some(Target::Nbd(None)) => {}
             Some(Target::ChunkStore { .. }) => {
-                return refuse("an unmanaged backup into a chunkstore: that is a managed one");
+                return refuse(
+                    "some disks into a chunkstore and some to be read by others; ask for them one after the other",
+                );
             }
             Some(_) => {
                 return refuse(&format!(

@@ -265,6 +265,68 @@ fn the_next_backup_clears_what_killed_keepers_left_when_the_lease_is_over() -> O
 
 #[test]
 #[ignore = "slow group unmanaged"]
+fn what_goes_into_a_repository_alone_is_pulled_at_once() -> Outcome {
+    let mut rig = start()?;
+    let store = text(&rig.aquifer.repository());
+    let xml = rig.folder.path().join("pull.xml");
+    fs::write(
+        &xml,
+        format!("<domainbackup><target type='chunkstore' store='{store}' namespace='prod'/></domainbackup>"),
+    )?;
+    let earliest = rig.guest.seq();
+    let pulled = rig.aquifer.run(&["start-unmanaged", "vm", "--xml", &text(&xml)])?.ok()?.event("done")?;
+    let window = earliest..=rig.guest.next_seq()?;
+    ensure!(pulled["state"] == "completed", "{pulled}");
+    let entry = listed(&rig, &pulled)?.context("not listed")?;
+    ensure!(entry["external"] == false && entry["disks"][0]["mode"] == "bitmap", "{entry}");
+    let images = rig.aquifer.restore(uuid(&pulled)?, &["vda", "vdb"], "pulled")?;
+    check_grown(&images, rig.guest.history(), window)?;
+    rig.ensure_clean()
+}
+
+#[test]
+#[ignore = "slow group unmanaged"]
+fn a_document_asks_for_a_managed_backup_and_for_images_of_its_disks() -> Outcome {
+    let mut rig = start()?;
+    let [raw, qcow2] = ["copy.raw", "copy.qcow2"].map(|name| rig.folder.path().join(name));
+    let xml = rig.folder.path().join("push.xml");
+    let document = format!(
+        "<domainbackup mode='push'><disks>\
+         <disk name='vda' type='file'><driver type='raw'/><target file='{}'/></disk>\
+         <disk name='vdb' type='file'><driver type='qcow2'/><target file='{}'/></disk></disks></domainbackup>",
+        text(&raw),
+        text(&qcow2)
+    );
+    fs::write(&xml, document)?;
+    let arguments = ["backup", "vm", "--xml", &text(&xml)].map(str::to_owned);
+    let taken = rig.take(&arguments)?;
+    ensure!(taken.done["level"] == "full", "libvirt's words for a full backup: {}", taken.done);
+    let converted = rig.folder.path().join("copy-vdb.raw");
+    let mut qemu_img = Command::new(tools::tool("qemu-img")?);
+    tools::run(qemu_img.args(["convert", "-f", "qcow2", "-O", "raw"]).args([&qcow2, &converted]))?;
+    check_grown(&[&raw, &converted], &taken.history, taken.window.clone()).context("the images")?;
+    rig.prove(&taken, "restored")?;
+    rig.aquifer.run(&["backup", "vm", "--xml", &text(&xml)])?.refused(5, "conflict", &["copy.raw"])?;
+    ensure!(rig.aquifer.list()?.len() == 2, "what is refused leaves nothing");
+    let again = rig.take(&[&arguments[..], &["--reuse-external".to_owned()]].concat())?;
+    tools::run(
+        Command::new(tools::tool("qemu-img")?)
+            .args(["convert", "-f", "qcow2", "-O", "raw"])
+            .args([&qcow2, &converted]),
+    )?;
+    check_grown(&[&raw, &converted], &again.history, again.window.clone()).context("the images again")?;
+
+    let parent = format!("<domainbackup><parent><uuid>{}</uuid></parent></domainbackup>", taken.uuid);
+    fs::write(&xml, parent)?;
+    let strict = [&arguments[..], &["--strict-parent".to_owned()]].concat();
+    rig.aquifer.run(&crate::rig::as_strs(&strict))?.refused(5, "conflict", &["vda", &taken.uuid])?;
+    let read = rig.take(&arguments)?;
+    read.ensure_mode("vda", "rescan", "not from")?;
+    rig.ensure_clean()
+}
+
+#[test]
+#[ignore = "slow group unmanaged"]
 fn what_is_asked_wrongly_is_refused_and_leaves_nothing() -> Outcome {
     let mut rig = start()?;
     let ask = |rig: &Rig, xml: &str| {

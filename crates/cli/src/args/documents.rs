@@ -103,7 +103,8 @@ pub(super) const TREE: &str = r#"JSON: {"disk","size_bytes","root","levels","chu
 
 /// `start-unmanaged`
 pub(super) const START_UNMANAGED: &str = r#"JSON: {"uuid","state":"exposed","exports":[{"disk","size_bytes","uri","bitmap_context"}]}; uri is an NBD
-URI, bitmap_context the metadata context of what changed since the parent, or null."#;
+URI, bitmap_context the metadata context of what changed since the parent, or null. Where all targets
+are repositories nothing is served: the backup is made at once, and told as `backup` tells it."#;
 
 /// `finish`
 pub(super) const FINISH: &str = r#"JSON: {"uuid","state":"completed|cancelled"}"#;

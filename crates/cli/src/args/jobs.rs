@@ -30,6 +30,16 @@ pub(crate) struct BackupArgs {
     /// reported, and the disk read whole [default: 0.1%, at most some 64MiB of a disk].
     #[arg(long, value_name = "P%")]
     pub(crate) recheck: Option<Share>,
+    /// A domainbackup that says what is backed up, against which parent, and into which further volumes, in the
+    /// proposal's words or in libvirt's (mode='push'); - reads it from standard input.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["all", "disk", "recheck", "description", "uuid", "label", "agent", "method", "scratch", "scratch_max", "fence_after", "nbd", "image"])]
+    pub(crate) xml: Option<PathBuf>,
+    /// With --xml: refuse a disk whose bitmap does not count from the parent that the document names.
+    #[arg(long, requires = "xml", conflicts_with = "full")]
+    pub(crate) strict_parent: bool,
+    /// With --xml: volumes that it names may hold data; what differs is rewritten.
+    #[arg(long, requires = "xml")]
+    pub(crate) reuse_external: bool,
     /// Free text, kept with the backup.
     #[arg(long, value_name = "TEXT")]
     pub(crate) description: Option<String>,

@@ -1,14 +1,18 @@
 //! `backup`: which source, which settings, one domain or all of them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use aquifer_api::CreateFlags;
+use aquifer_api::request::Start;
 use aquifer_engine::nbd::Uri;
 use aquifer_engine::{BackupOutcome, BackupRequest, DiskMode, Error, FilterVerdicts, Kind, Result, Source};
 use aquifer_service::Service;
 
+use super::service::Wishes;
 use super::source::{Typed, qmp_source};
+use super::unmanaged::read_text;
 use super::{open, service};
-use crate::args::jobs::{BackupArgs, MethodName};
+use crate::args::jobs::{BackupArgs, MethodName, QuiesceMode};
 use crate::args::values::Named;
 use crate::config::DomainConfig;
 use crate::context::Context;
@@ -22,6 +26,11 @@ use crate::output::Report;
 /// As the engine says; with `--all`, what stopped each domain is printed, and the exit code sums it up.
 pub(crate) async fn run(context: &Context, args: BackupArgs) -> Result<Exit> {
     let read_limit_bytes = args.read_limit.map(|rate| rate.0);
+    if let (Some(domain), Some(file)) = (&args.domain, &args.xml) {
+        let outcome = by_document(context, &args, domain, file).await;
+        context.output.done(&outcome.map_err(|error| of_domain(error, domain))?)?;
+        return Ok(Exit::Done);
+    }
     if let Some(domain) = &args.domain {
         let filter = verdicts(context, &args)?;
         let request = request(context.config.domains.get(domain), &args, domain, filter)?;
@@ -37,6 +46,28 @@ pub(crate) async fn run(context: &Context, args: BackupArgs) -> Result<Exit> {
     }
     let job = open::writing_job(context, read_limit_bytes).await?;
     all(context, &args, &service::over(context, job)?).await
+}
+
+async fn by_document(
+    context: &Context,
+    args: &BackupArgs,
+    domain: &str,
+    file: &Path,
+) -> Result<BackupOutcome> {
+    let flags = [
+        (args.full, CreateFlags::FULL),
+        (args.strict_parent, CreateFlags::STRICT_PARENT),
+        (args.reuse_external, CreateFlags::REUSE_EXTERNAL),
+        (args.quiesce == Some(QuiesceMode::Try), CreateFlags::QUIESCE),
+        (args.quiesce == Some(QuiesceMode::Require), CreateFlags::REQUIRE_QUIESCE),
+    ];
+    let set = flags.into_iter().filter(|(set, _)| *set);
+    let flags = set.fold(CreateFlags::NONE, |flags, (_, flag)| flags | flag);
+    let xml = read_text(file).await?;
+    let job = open::writing_job(context, args.read_limit.map(|rate| rate.0)).await?;
+    let wishes = Wishes { qmp: args.qmp.clone(), lease: None };
+    let service = service::with(context, job, wishes)?;
+    service.backup_document(domain, &xml, Start::Managed, flags).await
 }
 
 async fn all(context: &Context, args: &BackupArgs, service: &Service) -> Result<Exit> {

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use aquifer_api::request::{BackupRequest, Start};
 use aquifer_api::{Backup, BackupApi, CreateFlags, FinishFlags};
 use aquifer_engine::{Error, Kind, Result};
 use aquifer_service::{Keeper, Service};
@@ -75,11 +76,16 @@ pub(crate) async fn start(context: &Context, args: StartUnmanagedArgs) -> Result
         (args.strict_parent, CreateFlags::STRICT_PARENT),
     ];
     let set = flags.into_iter().filter(|(set, _)| *set);
+    let flags = set.fold(CreateFlags::NONE, |flags, (_, flag)| flags | flag);
+    let xml = read_text(&args.xml).await?;
+    if BackupRequest::parse(&xml, Start::Unmanaged).is_ok_and(|asked| asked.is_for_stores()) {
+        return pull(context, args, &xml, flags).await;
+    }
     let order = Order {
         domain: args.domain,
-        xml: read_text(&args.xml).await?,
+        xml,
         qmp: args.qmp,
-        flags: set.fold(CreateFlags::NONE, |flags, (_, flag)| flags | flag).bits(),
+        flags: flags.bits(),
         lease_ms: u64::try_from(args.lease.0.as_millis()).unwrap_or(u64::MAX),
     };
     let mut keeper = spawn(context)?;
@@ -89,6 +95,15 @@ pub(crate) async fn start(context: &Context, args: StartUnmanagedArgs) -> Result
         () = context.cancel.cancelled() => return Err(Error::cancelled()),
     };
     context.output.report(&answer)?;
+    Ok(Exit::Done)
+}
+
+/// A backup that nobody else reads, since it goes into the repository: it is made here and now.
+async fn pull(context: &Context, args: StartUnmanagedArgs, xml: &str, flags: CreateFlags) -> Result<Exit> {
+    let wishes = Wishes { qmp: args.qmp, lease: None };
+    let service = service::with(context, open::writing_job(context, None).await?, wishes)?;
+    let outcome = service.backup_document(&args.domain, xml, Start::Unmanaged, flags).await?;
+    context.output.done(&outcome)?;
     Ok(Exit::Done)
 }
 
