@@ -55,7 +55,7 @@ fn show(output: &Output, bars: &Mutex<HashMap<String, ProgressBar>>, event: &Eve
             bar.set_position(*bytes_done);
         }
         // The job logs its warnings too, and the log is on standard error.
-        Event::Warning { .. } => {}
+        Event::Committing { .. } | Event::Warning { .. } => {}
     }
 }
 

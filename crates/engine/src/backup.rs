@@ -294,7 +294,10 @@ impl Job<'_> {
         let committed = match checked {
             Ok(()) => match workers.finish().await {
                 // From here on the outcome is the log's: a cancel comes too late.
-                Ok(()) => Arc::clone(&self.session).commit(record.clone()).await.map_err(Error::from),
+                Ok(()) => {
+                    self.context.events.send(Event::Committing { uuid: self.uuid });
+                    Arc::clone(&self.session).commit(record.clone()).await.map_err(Error::from)
+                }
                 Err(error) => Err(error),
             },
             Err(error) => Err(error),

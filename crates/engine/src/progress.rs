@@ -42,6 +42,11 @@ pub enum Event {
         /// Estimated time to the end of the job in milliseconds, once there is a rate.
         eta_ms: Option<u64>,
     },
+    /// Everything is read and stored, and the backup is about to be committed: a cancel comes too late.
+    Committing {
+        /// The backup.
+        uuid: Uuid,
+    },
     /// How far a verification is.
     Verifying {
         /// Backups whose trees were walked.

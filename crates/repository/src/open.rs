@@ -93,6 +93,13 @@ impl Repository {
             ring: &ring,
         };
         let index = place.open(access, settings.index_wait).await?;
+        if access == Access::Write {
+            // Whoever had the index until now may have appended: its index must not seem to be of another log.
+            log.replay().await?;
+            if let Some(epoch) = log.state().epochs().last() {
+                ring.add_epoch(*epoch);
+            }
+        }
         let follower = Follower::new(Arc::clone(&index), &stores, &ring);
         let parts = Parts {
             ring,

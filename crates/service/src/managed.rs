@@ -138,7 +138,6 @@ impl Service {
                 return Err(error);
             }
         };
-        self.step(job, JobState::Finalizing)?;
         self.note_outcome(job, &outcome)?;
         let besides = self.extras(&context, outcome.uuid, extras).await;
         if let Err(error) = &besides {
@@ -214,6 +213,7 @@ impl Service {
                     (entry.rate_bytes, entry.done_bytes) = (*rate_bytes, total.saturating_sub(left));
                 })
             }
+            Event::Committing { .. } => locked(job).advance(JobState::Finalizing, self.now_ms()),
             Event::Verifying { .. } | Event::Warning { .. } => Ok(()),
         }
     }

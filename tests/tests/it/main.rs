@@ -15,6 +15,7 @@ mod guest;
 mod guest_first;
 mod image_source;
 mod incremental;
+mod jobs;
 mod kill9;
 mod nbd_source;
 mod packaging;

@@ -268,13 +268,13 @@ pub(crate) async fn finish(context: &Context, args: FinishArgs) -> Result<Exit> 
     ];
     let set = flags.into_iter().filter(|(set, _)| *set);
     let flags = set.fold(FinishFlags::NONE, |flags, (_, flag)| flags | flag);
-    // Ending something, or waiting for it, needs no writer; and there may be one at work.
-    let job = match args.cancel || args.wait {
-        true => open::reading_job(context).await?,
-        false => open::writing_job(context, None).await?,
-    };
-    let service = service::over(context, job)?;
+    let mut service = service::over(context, open::reading_job(context).await?)?;
     let backup = service::resolve(&service, &args.backup)?;
+    // Only what was served is entered in the log by this command; a writer that is at work must not be waited for else.
+    if !args.cancel && told(service.served(backup.uuid()))?.is_some() {
+        drop(service);
+        service = service::over(context, open::writing_job(context, None).await?)?;
+    }
     let state = told(service.finish_job(&backup, flags).await)?;
     context.output.report(&Finished { uuid: backup.uuid(), state: state.to_string() })?;
     Ok(Exit::Done)

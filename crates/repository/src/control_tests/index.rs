@@ -70,6 +70,27 @@ fn only_one_process_writes_the_index_and_readers_do_not_wait() {
 }
 
 #[test]
+fn a_writer_that_waited_for_another_goes_on_from_its_index() {
+    run(async {
+        let (store, folder) = (Memory::new(), tempfile::tempdir().unwrap());
+        let host = two_backups(&store, folder.path()).await;
+        let writer = host.open(Access::Write).await.unwrap();
+        let second = Host { world: super::Seeded::new(77), ..host.clone() };
+        let working = async {
+            backup(&writer, begin(3, "mail"), &noise(9, 300_000)).await.unwrap();
+            // An index that is made anew would have it again.
+            let forgotten = writer.parts.index.packs().unwrap()[0].pack;
+            writer.parts.index.remove_packs(&[forgotten]).unwrap();
+            let left = content(&writer);
+            drop(writer);
+            left
+        };
+        let (opened, left) = tokio::join!(second.open(Access::Write), working);
+        assert_eq!(content(&opened.unwrap()), left);
+    });
+}
+
+#[test]
 fn the_index_catches_up_with_other_hosts() {
     run(async {
         let (store, folder) = (Memory::new(), tempfile::tempdir().unwrap());
