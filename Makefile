@@ -19,7 +19,7 @@ SYSCONFDIR ?= /etc
 DESTDIR ?=
 
 # Slow groups of tests/tests/it, one module each, in the order in which they are run; the most that one may take.
-GROUPS := guest backup_restore_qemu incremental self_healing guest_first nbd_source deletion image_source bad_input damage quiesce remote filter_method kill9 jobs api_conformance unmanaged domains s3
+GROUPS := guest backup_restore_qemu incremental self_healing guest_first nbd_source deletion image_source bad_input damage quiesce remote filter_method kill9 jobs api_conformance unmanaged domains s3 multi_host
 GROUP_TIMEOUT := 1200
 TEST_THREADS ?= 2
 BENCH_DATA ?= $(HOME)/.cache/aquifer/bench

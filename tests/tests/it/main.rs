@@ -17,6 +17,7 @@ mod image_source;
 mod incremental;
 mod jobs;
 mod kill9;
+mod multi_host;
 mod nbd_source;
 mod packaging;
 mod quiesce;
