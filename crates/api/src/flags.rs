@@ -193,7 +193,7 @@ flags! {
         REWRITE_EXISTING_DISK = 2,
         /// Write the whole target without comparing it first.
         WHOLE = 1 << 8,
-        /// Restore what is left of a damaged backup; what is lost reads as zero.
+        /// Restore what is left of a damaged backup; where it is lost, the target stays as it is.
         SALVAGE = 1 << 9,
         /// Read the targets again at the end.
         VERIFY = 1 << 10,
@@ -205,6 +205,7 @@ flags! {
         INSTANT = 1 << 13,
     } excludes {
         DRY_RUN, INSTANT: "what is not started cannot be served",
+        SALVAGE, VERIFY: "what is left of a damaged backup is not equal to it",
     }
 }
 

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use self::api::{DumpxmlArgs, FinishArgs, StartUnmanagedArgs};
-use self::jobs::{BackupArgs, RestoreArgs, VerifyArgs};
+use self::jobs::{BackupArgs, RepairArgs, RestoreArgs, VerifyArgs};
 use self::removal::{CollectArgs, DeleteArgs, ProtectArgs, PruneArgs, UndeleteArgs};
 use self::values::{Named, Size};
 
@@ -106,6 +106,8 @@ pub(crate) enum Command {
     Restore(RestoreArgs),
     /// Prove that stored backups can be restored.
     Verify(VerifyArgs),
+    /// Store anew what damaged packs have lost, out of whatever still has it, and keep new backups off the rest.
+    Repair(RepairArgs),
     /// Delete backups; for a while they can be brought back. All others stay whole, whatever they were read against.
     Delete(DeleteArgs),
     /// Bring deleted backups back.
@@ -167,6 +169,9 @@ pub(crate) enum RepositoryCommand {
         #[arg(long)]
         from_packs: bool,
     },
+    /// Give a repository whose log store is lost a new one, the empty place that --log names, out of the copies beside the packs.
+    #[command(after_long_help = documents::INFO)]
+    AdoptLog,
     /// Passwords that open the repository.
     #[command(subcommand)]
     Keys(KeysCommand),

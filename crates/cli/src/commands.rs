@@ -14,6 +14,7 @@ mod list;
 mod open;
 mod parameters;
 mod prune;
+mod repair;
 mod repository;
 mod restore;
 mod service;
@@ -37,6 +38,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<Exit> {
         Command::Backup(args) => backup::run(context, *args).await,
         Command::Restore(args) => restore::run(context, args).await,
         Command::Verify(args) => verify::run(context, args).await,
+        Command::Repair(args) => repair::run(context, args).await,
         Command::Domain(command) => domain::run(context, command).await,
         Command::Collect(args) => collect::run(context, args).await,
         Command::StartUnmanaged(args) => unmanaged::start(context, args).await,
@@ -67,6 +69,7 @@ async fn run_short(context: &Context, command: Command) -> Result<Exit> {
         Command::Backup(_)
         | Command::Restore(_)
         | Command::Verify(_)
+        | Command::Repair(_)
         | Command::Domain(_)
         | Command::Collect(_)
         | Command::StartUnmanaged(_)

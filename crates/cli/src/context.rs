@@ -17,6 +17,7 @@ use crate::config::{Config, RepositoryConfig};
 use crate::location::StoreUrl;
 use crate::output::Output;
 use crate::password;
+use crate::traffic::Traffic;
 
 /// What every command works with.
 pub(crate) struct Context {
@@ -30,6 +31,8 @@ pub(crate) struct Context {
     pub(crate) output: Arc<Output>,
     /// Cancelled by the first signal.
     pub(crate) cancel: CancellationToken,
+    /// What goes to the stores.
+    pub(crate) traffic: Traffic,
 }
 
 /// The parts of the process's environment that commands look at.
@@ -129,20 +132,29 @@ impl Context {
                     .hint("add -r NAME|URL, or set `repository` under [defaults] in the configuration")
             },
         )?;
-        let mut chosen = match self.config.repositories.get(named) {
-            Some(configured) => self.configured(named, configured)?,
-            None if self.global.repository.is_none() => {
-                return Err(Error::new(
-                    Kind::Invalid,
-                    format!("the default repository `{named}` is not configured"),
-                )
-                .hint(format!("configured repositories: {}", self.config.repository_names())));
-            }
-            None => Chosen { name: named.clone(), packs: named.parse()?, log: None, password_file: None },
-        };
+        if self.global.repository.is_none() && !self.config.repositories.contains_key(named) {
+            return Err(Error::new(
+                Kind::Invalid,
+                format!("the default repository `{named}` is not configured"),
+            )
+            .hint(format!("configured repositories: {}", self.config.repository_names())));
+        }
+        let mut chosen = self.named_repository(named)?;
         if let Some(log) = &self.global.log {
             chosen.log = Some(log.parse()?);
         }
+        Ok(chosen)
+    }
+
+    /// A repository by its configured name or its URL.
+    ///
+    /// # Errors
+    /// As [`StoreUrl`] reads URLs.
+    pub(crate) fn named_repository(&self, named: &str) -> Result<Chosen> {
+        let mut chosen = match self.config.repositories.get(named) {
+            Some(configured) => self.configured(named, configured)?,
+            None => Chosen { name: named.to_owned(), packs: named.parse()?, log: None, password_file: None },
+        };
         if let Some(file) = self.named_password() {
             chosen.password_file = Some(file.clone());
         }
@@ -219,6 +231,7 @@ mod tests {
             environment: Environment::default(),
             output: Arc::new(Output::new(true)),
             cancel: CancellationToken::new(),
+            traffic: Traffic::default(),
         }
     }
 

@@ -18,6 +18,7 @@ mod password;
 mod progress;
 mod signals;
 mod start;
+mod traffic;
 
 use std::process::ExitCode;
 

@@ -25,6 +25,11 @@ pub(crate) fn sink(output: &Arc<Output>) -> EventSink {
     EventSink::new(move |event| show(&output, &bars, &event))
 }
 
+/// A sink for commands whose JSON is one document: bars for a person, nothing for a script.
+pub(crate) fn quiet_sink(output: &Arc<Output>) -> EventSink {
+    if output.json() { EventSink::none() } else { sink(output) }
+}
+
 fn show(output: &Output, bars: &Mutex<HashMap<String, ProgressBar>>, event: &Event) {
     let mut bars = bars.lock().unwrap_or_else(PoisonError::into_inner);
     let mut bar_of = |name: &str, total: u64| {

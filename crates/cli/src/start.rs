@@ -18,6 +18,7 @@ use crate::exit::Exit;
 use crate::manual;
 use crate::output::{LogWriter, Output};
 use crate::signals;
+use crate::traffic::Traffic;
 
 /// How long threads that wait for a file system may still finish after the command has ended.
 const LAST_THREADS: Duration = Duration::from_secs(5);
@@ -52,8 +53,11 @@ fn run(cli: Cli, output: &Arc<Output>) -> Result<Exit> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(no_runtime)?;
     let end = runtime.block_on(async {
         let cancel = signals::cancel_on_signal()?;
-        let context = Context { global: cli.global, config, environment, output: Arc::clone(output), cancel };
-        Box::pin(commands::run(&context, cli.command)).await
+        let (output, traffic) = (Arc::clone(output), Traffic::default());
+        let context = Context { global: cli.global, config, environment, output, cancel, traffic };
+        let end = Box::pin(commands::run(&context, cli.command)).await;
+        context.traffic.log();
+        end
     });
     runtime.shutdown_timeout(LAST_THREADS);
     end

@@ -96,13 +96,15 @@ fn repository_kind(error: &RepositoryError) -> Kind {
         E::NotARepository { .. } | E::UnknownSlot { .. } | E::UnknownBackup { .. } => Kind::NotFound,
         E::NoBackupOfDomain { .. } => Kind::NotFound,
         E::AlreadyInitialised { .. } | E::NotEmpty { .. } | E::LastSlot { .. } => Kind::Conflict,
-        E::IndexBusy { .. } | E::LogBusy { .. } => Kind::Conflict,
+        E::IndexBusy { .. } | E::LogReplaced { .. } | E::LogBusy { .. } => Kind::Conflict,
         E::DomainBusy { .. } | E::BackupExists { .. } | E::Fenced { .. } => Kind::Conflict,
         E::PinLost { .. } | E::BaseForgotten { .. } => Kind::Conflict,
         E::AtomicCreate { .. } => Kind::Unsupported,
-        E::WrongLogStore { .. } | E::StoresDiffer { .. } | E::ManySlots { .. } | E::NotEncrypted => {
-            Kind::Invalid
-        }
+        E::WrongLogStore { .. }
+        | E::NoNewLogStore { .. }
+        | E::StoresDiffer { .. }
+        | E::ManySlots { .. }
+        | E::NotEncrypted => Kind::Invalid,
         E::AmbiguousBackup { .. } => Kind::Invalid,
         E::WrongSecret { .. } | E::ReadOnly => Kind::Denied,
         E::StateDir { source, .. } => match source.kind() {

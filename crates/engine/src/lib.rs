@@ -32,12 +32,14 @@ mod estimate;
 mod expose;
 mod lineage;
 mod patch;
+mod rescue;
 mod restore;
 mod restore_check;
 mod restore_disk;
 mod source;
 mod stripe;
 mod tail;
+mod target;
 mod throttle;
 mod verify;
 mod volume;
@@ -62,8 +64,8 @@ pub use filter_test::{FilterVerdict, FilterVerdicts};
 pub use lineage::ParentMismatch;
 pub use progress::{Event, EventSink};
 pub use request::{
-    BackupOutcome, BackupRequest, BackupState, DiskOutcome, QmpSource, RestoreOutcome, RestoreRequest,
-    RestoredDisk, Source, VolumeSpec, WantedParent,
+    BackupOutcome, BackupRequest, BackupState, DiskOutcome, MissingRange, QmpSource, RestoreOutcome,
+    RestoreRequest, RestoredDisk, Source, VolumeSpec, WantedParent,
 };
 pub use restore::restore;
 pub use settings::{JobContext, JobSettings};

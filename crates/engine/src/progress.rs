@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use aquifer_repository::VerifyProgress;
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -63,6 +64,13 @@ pub enum Event {
         /// The whole message.
         message: String,
     },
+}
+
+impl From<VerifyProgress> for Event {
+    fn from(progress: VerifyProgress) -> Self {
+        let VerifyProgress { backups_done, backups_total, bytes_done, bytes_total } = progress;
+        Event::Verifying { backups_done, backups_total, bytes_done, bytes_total }
+    }
 }
 
 type Callback = dyn Fn(Event) + Send + Sync;

@@ -178,6 +178,9 @@ pub struct RestoreRequest {
     pub verify: bool,
     /// Check everything that can be checked without writing, and write nothing.
     pub dry_run: bool,
+    /// Go on where the repository is damaged: write what is whole, leave the rest of the volume alone, and tell where
+    /// that is. Not with `verify`.
+    pub salvage: bool,
 }
 
 /// Where a restored disk lands.
@@ -246,7 +249,16 @@ pub struct RestoreOutcome {
     pub disks: Vec<RestoredDisk>,
 }
 
-/// One restored disk. Every byte is in exactly one of written, skipped and zero.
+/// A range of a disk of which the repository has no readable copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct MissingRange {
+    /// First byte.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+}
+
+/// One restored disk. Every byte is in exactly one of written, skipped, zero and missing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RestoredDisk {
     /// Disk name.
@@ -261,6 +273,10 @@ pub struct RestoredDisk {
     pub skipped_bytes: u64,
     /// Bytes left as, or turned into, holes.
     pub zero_bytes: u64,
+    /// Bytes of the disk that are lost, and were left alone on the volume: only what a salvage accepts.
+    pub missing_bytes: u64,
+    /// Where they are, in order.
+    pub missing: Vec<MissingRange>,
     /// True if the volume was read again and matched.
     pub verified: bool,
 }
@@ -297,10 +313,12 @@ mod tests {
             disks: vec![RestoredDisk {
                 name: "vda".into(),
                 volume: "raw:/x".into(),
-                size_bytes: 6,
+                size_bytes: 10,
                 written_bytes: 1,
                 skipped_bytes: 2,
                 zero_bytes: 3,
+                missing_bytes: 4,
+                missing: vec![MissingRange { offset: 8, length: 4 }],
                 verified: false,
             }],
         };
@@ -308,8 +326,9 @@ mod tests {
             serde_json::to_value(&outcome).unwrap(),
             serde_json::json!({"event": "done", "uuid": Uuid::nil(), "seconds": 0.5, "dry_run": false,
                 "memory_peak_bytes": 7,
-                "disks": [{"name": "vda", "volume": "raw:/x", "size_bytes": 6, "written_bytes": 1,
-                           "skipped_bytes": 2, "zero_bytes": 3, "verified": false}]})
+                "disks": [{"name": "vda", "volume": "raw:/x", "size_bytes": 10, "written_bytes": 1,
+                           "skipped_bytes": 2, "zero_bytes": 3, "missing_bytes": 4,
+                           "missing": [{"offset": 8, "length": 4}], "verified": false}]})
         );
     }
 }

@@ -6,9 +6,10 @@
 
 use std::sync::Arc;
 
-use aquifer_repository::TreeSpec;
 use aquifer_repository::format::log::SessionKind;
 use aquifer_repository::format::record::{DiskRecord, Record};
+use aquifer_repository::{Error as RepositoryError, TreeSpec};
+use async_channel::Sender;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -16,12 +17,14 @@ use crate::Running;
 use crate::buffers::Buffers;
 use crate::error::{Error, Kind, Result};
 use crate::plan::Grid;
-use crate::progress::{Event, Meter, memory_peak_bytes};
-use crate::request::{RestoreOutcome, RestoreRequest, RestoredDisk, VolumeSpec};
+use crate::progress::{Event, EventSink, Meter, memory_peak_bytes};
+use crate::request::{MissingRange, RestoreOutcome, RestoreRequest, RestoredDisk, VolumeSpec};
+use crate::rescue::rescue;
 use crate::restore_check;
-use crate::restore_disk::{Opener, Shared, Target, put_lane, read_tree, walk};
+use crate::restore_disk::{Opener, Shared, read_tree, walk};
 use crate::settings::{JobContext, REQUESTS_PER_CONNECTION};
-use crate::volume::{Applied, Volume};
+use crate::target::{Put, Target, put_lane};
+use crate::volume::{Applied, Volume, blocking};
 use crate::walk::Walked;
 use crate::workers::Workers;
 
@@ -30,7 +33,7 @@ use crate::workers::Workers;
 /// # Errors
 /// `NotFound` for an unknown backup or disk; `Conflict` for a volume that holds data without
 /// `rewrite_existing`, or is in use; `Invalid` for one that does not fit; `Corrupt` if the repository is
-/// damaged where the disk needs it, or if the volume does not verify; `Cancelled`.
+/// damaged where the disk needs it and this is no salvage, or if the volume does not verify; `Cancelled`.
 pub fn restore(context: &JobContext, request: RestoreRequest) -> Running<'_, Result<RestoreOutcome>> {
     Box::pin(run(context, request))
 }
@@ -74,7 +77,20 @@ impl Wanted<'_> {
         error.about(format_args!("disk {}", self.disk.name)).with("disk", self.disk.name.clone())
     }
 
-    fn told(&self, applied: Applied, verified: bool) -> RestoredDisk {
+    fn target(
+        &self,
+        context: &JobContext,
+        meter: &Arc<Meter>,
+        volume: Volume,
+        puts: Option<Sender<Put>>,
+    ) -> Target {
+        let (name, size_bytes) = (self.disk.name.clone(), self.disk.size_bytes);
+        let meter = meter.disk(&name, size_bytes);
+        let grid = Grid::new(size_bytes, context.repository.config().chunk_bytes);
+        Target::new(name, grid, self.tree(), volume, meter, puts)
+    }
+
+    fn told(&self, applied: Applied, missing: Vec<MissingRange>, verified: bool) -> RestoredDisk {
         RestoredDisk {
             name: self.disk.name.clone(),
             volume: self.volume.to_string(),
@@ -82,6 +98,8 @@ impl Wanted<'_> {
             written_bytes: applied.written_bytes,
             skipped_bytes: applied.skipped_bytes,
             zero_bytes: applied.zero_bytes,
+            missing_bytes: missing.iter().map(|range| range.length).sum(),
+            missing,
             verified,
         }
     }
@@ -95,6 +113,10 @@ fn choose<'a>(record: &'a Record, request: &'a RestoreRequest) -> Result<Vec<Wan
             format!("backup {} is external: somebody else read its disks, and has the data", request.backup),
         )
         .hint("restore it with the program that read it; `aquifer list` shows which backups are external"));
+    }
+    if request.salvage && request.verify {
+        return Err(Error::new(Kind::Invalid, "a salvage is not compared with the backup, which is damaged")
+            .hint("verify, or salvage"));
     }
     if request.disks.is_empty() {
         return Err(
@@ -135,33 +157,42 @@ async fn rehearse(
         let probed =
             Volume::probe(disk.volume, size_bytes, request.rewrite_existing, &context.settings).await;
         probed.map_err(|error| disk.about(error))?;
-        let counted = count(context, disk).await.map_err(|error| disk.about(error))?;
-        told.push(disk.told(counted, false));
+        let target =
+            disk.target(context, &Meter::new(EventSink::none(), size_bytes), Volume::nowhere(), None);
+        let target = if request.salvage { target.salvaging() } else { target };
+        count(context, &target).await.map_err(|error| disk.about(error))?;
+        told.push(disk.told(target.total()?, target.missing(), false));
     }
     Ok(told)
 }
 
-async fn count(context: &JobContext, disk: &Wanted<'_>) -> Result<Applied> {
-    let grid = Grid::new(disk.disk.size_bytes, context.repository.config().chunk_bytes);
-    let mut walk = walk(&context.repository, disk.tree(), grid);
-    let mut applied = Applied::default();
+async fn count(context: &JobContext, target: &Target) -> Result<()> {
+    let mut walk = walk(&context.repository, target.tree, target.grid);
     while let Some(piece) = walk.next().await? {
         if context.cancel.is_cancelled() {
             return Err(Error::cancelled());
         }
         match piece {
-            Walked::Gap(range) => applied.zero_bytes += range.end - range.start,
+            Walked::Lost(range, error) => target.lose([range], error)?,
+            Walked::Gap(range) => {
+                target.note(Applied { zero_bytes: range.end - range.start, ..Applied::default() });
+            }
             Walked::Chunks(first, ids) => {
-                let count = u64::try_from(ids.len()).unwrap_or(0);
-                let bytes = grid.bytes_of(first..first + count);
-                applied.written_bytes += bytes.end - bytes.start;
                 let repository = Arc::clone(&context.repository);
-                let located = tokio::task::spawn_blocking(move || repository.locate(&ids).map(drop)).await;
-                located.map_err(|error| Error::caused(Kind::Internal, error))??;
+                let (ids, found) =
+                    blocking(move || Ok(repository.locate(&ids).map(|found| (ids, found))?)).await?;
+                for ((chunk, id), location) in (first..).zip(ids).zip(found) {
+                    let place = target.place_of(chunk);
+                    match location {
+                        Some(_) => target
+                            .note(Applied { written_bytes: place.end - place.start, ..Applied::default() }),
+                        None => target.lose([place], RepositoryError::Missing { chunk: id }.into())?,
+                    }
+                }
             }
         }
     }
-    Ok(applied)
+    Ok(())
 }
 
 /// Opens all volumes, fills them, makes them durable, and checks them if asked.
@@ -231,16 +262,14 @@ async fn fill(
             }
             puts
         });
-        let (name, size_bytes) = (disk.disk.name.clone(), disk.disk.size_bytes);
-        let disk_meter = meter.disk(&name, size_bytes);
-        let grid = Grid::new(size_bytes, chunk_bytes);
-        targets.push(Arc::new(Target::new(name, grid, disk.tree(), volume.clone(), disk_meter, puts)));
+        let target = disk.target(context, &meter, volume.clone(), puts);
+        targets.push(Arc::new(if request.salvage { target.salvaging() } else { target }));
     }
     copy(context, &targets, lanes).await?;
     let mut told = Vec::with_capacity(wanted.len());
     for (disk, target) in wanted.iter().zip(&targets) {
         target.volume.finish().await.map_err(|error| target.about(error))?;
-        told.push(disk.told(target.total()?, request.verify));
+        told.push(disk.told(target.total()?, target.missing(), request.verify));
     }
     if request.verify {
         Box::pin(restore_check::check(context, &targets)).await?;
@@ -286,7 +315,17 @@ pub(crate) async fn copy(
     let opened = workers.finish().await;
     targets.iter().for_each(|target| target.close());
     let put = join_all(&mut lanes).await;
-    the_cause([opened, put, read])
+    the_cause([opened, put, read])?;
+    for target in targets {
+        // Those that the last fetches put aside.
+        let rescued = tokio::select! {
+            biased;
+            () = context.cancel.cancelled() => Err(Error::cancelled()),
+            rescued = rescue(target, &context.repository) => rescued.map_err(|error| target.about(error)),
+        };
+        rescued?;
+    }
+    Ok(())
 }
 
 /// Of what several parts of a job ended with, the failure that made the others fail: those fall over a closed

@@ -15,8 +15,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::buffers::{Buffers, Lease};
 use crate::error::{Error, Kind, Result};
-use crate::restore_disk::{Target, walk};
+use crate::restore_disk::walk;
 use crate::settings::{JobContext, REQUEST_BYTES};
+use crate::target::Target;
 use crate::walk::Walked;
 use crate::workers::{Worker, Workers};
 
@@ -78,6 +79,7 @@ async fn walk_back(
     let mut walk = walk(repository, target.tree, target.grid);
     while let Some(piece) = walk.next().await? {
         match piece {
+            Walked::Lost(_, error) => return Err(error),
             Walked::Gap(range) => {
                 if let Some(offset) = target.volume.first_data(range).await? {
                     return Err(differs(offset, "must be zero"));

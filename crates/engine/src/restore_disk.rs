@@ -4,13 +4,14 @@
 //! packs, and lets many be fetched together. Processor threads open what arrives and put it at its offset:
 //! into a file directly, towards an export through lanes of its own.
 //!
+//! What cannot be read is put aside for [`crate::rescue`].
+//!
 //! Invariant (P3): only bytes that hashed to the id in the tree, and have the length of their place on the
 //! disk, reach the volume.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::sync::{Arc, PoisonError, TryLockError};
 
 use aquifer_repository::format::id::ChunkId;
 use aquifer_repository::{
@@ -22,8 +23,9 @@ use tokio::task::JoinSet;
 use crate::buffers::{Buffers, Share};
 use crate::error::{Error, Kind, Result};
 use crate::plan::Grid;
-use crate::progress::DiskMeter;
-use crate::volume::{Applied, Volume};
+use crate::rescue::rescue;
+use crate::target::{Put, Suspect, Target};
+use crate::volume::{Applied, blocking};
 use crate::walk::{Walk, Walked};
 use crate::workers::Worker;
 
@@ -45,75 +47,6 @@ pub(crate) struct Shared {
     pub(crate) repository: Arc<Repository>,
     pub(crate) jobs: Sender<Fetched>,
     pub(crate) buffers: Arc<Buffers>,
-}
-
-/// One disk that is restored.
-pub(crate) struct Target {
-    pub(crate) name: String,
-    pub(crate) grid: Grid,
-    pub(crate) tree: TreeSpec,
-    pub(crate) volume: Volume,
-    pub(crate) meter: DiskMeter,
-    /// The way to the lanes, if the volume is an export.
-    puts: Option<Sender<Put>>,
-    applied: Mutex<Applied>,
-    covered_bytes: AtomicU64,
-    /// Held by the thread that writes to the file: the kernel lets one write at a time, and others would spin for it.
-    writing: Mutex<()>,
-}
-
-impl Target {
-    pub(crate) fn new(
-        name: String,
-        grid: Grid,
-        tree: TreeSpec,
-        volume: Volume,
-        meter: DiskMeter,
-        puts: Option<Sender<Put>>,
-    ) -> Self {
-        let (applied, covered_bytes) = (Mutex::new(Applied::default()), AtomicU64::new(0));
-        Target { name, grid, tree, volume, meter, puts, applied, covered_bytes, writing: Mutex::new(()) }
-    }
-
-    fn note(&self, applied: Applied) {
-        let bytes = applied.bytes();
-        self.applied.lock().unwrap_or_else(PoisonError::into_inner).add(&applied);
-        self.covered_bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.meter.add(bytes);
-    }
-
-    /// What was done to the volume, when everything was.
-    ///
-    /// # Errors
-    /// `Internal` if not every byte of the disk is accounted for.
-    pub(crate) fn total(&self) -> Result<Applied> {
-        let covered = self.covered_bytes.load(Ordering::Relaxed);
-        if covered != self.grid.size_bytes() {
-            let text = format!(
-                "disk {}: {covered} of {} bytes are accounted for",
-                self.name,
-                self.grid.size_bytes()
-            );
-            return Err(Error::new(Kind::Internal, text));
-        }
-        Ok(*self.applied.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// No more chunks come.
-    pub(crate) fn close(&self) {
-        if let Some(puts) = &self.puts {
-            puts.close();
-        }
-    }
-
-    /// Names the disk in an error.
-    pub(crate) fn about(&self, error: Error) -> Error {
-        error.about(format_args!("disk {}", self.name)).with("disk", self.name.clone())
-    }
-
-    fn offset_of(&self, chunk: u64) -> Range<u64> {
-        self.grid.bytes_of(chunk..chunk + 1)
-    }
 }
 
 /// A walk over the disk of `target`.
@@ -139,12 +72,14 @@ async fn fetch_chunks(target: &Arc<Target>, shared: &Shared, to_clear: Sender<Ra
     let mut window = Wanted::default();
     while let Some(piece) = walk.next().await? {
         match piece {
+            Walked::Lost(range, error) => target.lose([range], error)?,
             // The other side is gone only if it failed; that error is the one that counts.
             Walked::Gap(range) => to_clear.send(range).await.map_err(|_| Error::cancelled())?,
             Walked::Chunks(first, ids) => window.add(first, &ids),
         }
         if window.ids.len() >= WINDOW_CHUNKS {
             start_fetches(target, shared, std::mem::take(&mut window), &mut fetches).await?;
+            rescue(target, &shared.repository).await?;
         }
     }
     start_fetches(target, shared, window, &mut fetches).await?;
@@ -191,10 +126,19 @@ async fn start_fetches(
     wanted: Wanted,
     running: &mut JoinSet<Result<()>>,
 ) -> Result<()> {
-    let Wanted { ids, mut places, .. } = wanted;
     let repository = Arc::clone(&shared.repository);
-    let located = tokio::task::spawn_blocking(move || repository.locate(&ids)).await;
-    let locations = located.map_err(|error| Error::caused(Kind::Internal, error))??;
+    let Wanted { ids, places, .. } = wanted;
+    let (ids, found) = blocking(move || Ok(repository.locate(&ids).map(|found| (ids, found))?)).await?;
+    let (mut locations, mut kept) = (Vec::with_capacity(ids.len()), Vec::with_capacity(ids.len()));
+    for ((id, chunks), location) in ids.into_iter().zip(places).zip(found) {
+        match location {
+            Some(location) => {
+                locations.push(location);
+                kept.push(chunks);
+            }
+            None => target.suspect(Suspect { id, chunks }),
+        }
+    }
     for fetch in plan_fetches(&locations, FETCH_GAP_BYTES, FETCH_BYTES) {
         let items = fetch
             .items
@@ -202,7 +146,7 @@ async fn start_fetches(
             .map(|item| Item {
                 location: locations[item.wanted],
                 at: item.at,
-                chunks: std::mem::take(&mut places[item.wanted]),
+                chunks: std::mem::take(&mut kept[item.wanted]),
             })
             .collect();
         let share = shared.buffers.share(usize::try_from(fetch.bytes).unwrap_or(usize::MAX)).await;
@@ -222,7 +166,15 @@ async fn fetch_one(
     items: Vec<Item>,
     share: Share,
 ) -> Result<()> {
-    let blob = shared.repository.fetch(&fetch.pack, u64::from(fetch.offset), u64::from(fetch.bytes)).await?;
+    let read = shared.repository.fetch(&fetch.pack, u64::from(fetch.offset), u64::from(fetch.bytes)).await;
+    let blob = match read.map_err(Error::from) {
+        Ok(blob) => blob,
+        Err(error) if error.kind() == Kind::Corrupt => {
+            items.into_iter().for_each(|item| target.suspect(item.into()));
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
     let fetched = Fetched { target, blob: blob.into(), items, _share: share };
     // What ended the threads is the error that the job reports.
     let sent = shared.jobs.send(fetched).await;
@@ -234,6 +186,12 @@ struct Item {
     location: Location,
     at: u32,
     chunks: Vec<u64>,
+}
+
+impl From<Item> for Suspect {
+    fn from(item: Item) -> Self {
+        Suspect { id: item.location.row.id, chunks: item.chunks }
+    }
 }
 
 /// A fetched range for the processor threads.
@@ -268,8 +226,15 @@ impl Opener {
     fn put(&mut self, fetched: &mut Fetched) -> Result<()> {
         let target = &*fetched.target;
         let mut touched = Touched::default();
-        for item in &fetched.items {
-            let opened = self.open(target, &mut fetched.blob, item)?;
+        for item in std::mem::take(&mut fetched.items) {
+            let opened = match self.open(target, &mut fetched.blob, &item) {
+                Ok(opened) => opened,
+                Err(error) if error.kind() == Kind::Corrupt => {
+                    target.suspect(item.into());
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             for &offset in &opened.offsets {
                 touched.add(offset, item.location.row.plain_bytes);
             }
@@ -293,7 +258,7 @@ impl Opener {
         let mut plain = self.spare.pop().unwrap_or_default();
         plain.resize(bytes, 0);
         self.opener.open(&item.location, blob, &mut plain)?;
-        let places = item.chunks.iter().map(|&chunk| target.offset_of(chunk));
+        let places = item.chunks.iter().map(|&chunk| target.place_of(chunk));
         let fitting = places.map(|place| {
             let fits = place.end - place.start == u64::from(item.location.row.plain_bytes);
             fits.then_some(place.start)
@@ -383,24 +348,4 @@ impl Worker for Opener {
     fn finish(self) -> Result<()> {
         Ok(())
     }
-}
-
-/// A chunk on its way to an export.
-pub(crate) struct Put {
-    target: Arc<Target>,
-    offset: u64,
-    bytes: Vec<u8>,
-}
-
-/// Puts chunks into an export, one after the other.
-pub(crate) async fn put_lane(puts: Receiver<Put>) -> Result<()> {
-    while let Ok(Put { target, offset, bytes }) = puts.recv().await {
-        let Some(nbd) = target.volume.nbd() else {
-            return Err(Error::new(Kind::Internal, "a file was sent to the lanes of an export"));
-        };
-        let (applied, _) =
-            nbd.put(target.volume.blank, offset, bytes).await.map_err(|error| target.about(error))?;
-        target.note(applied);
-    }
-    Ok(())
 }

@@ -14,10 +14,10 @@ use uuid::Uuid;
 use crate::Running;
 use crate::error::{Error, Kind, Result};
 use crate::plan::Grid;
-use crate::progress::{Event, Meter};
+use crate::progress::Meter;
 use crate::restore::copy;
-use crate::restore_disk::Target;
 use crate::settings::JobContext;
+use crate::target::Target;
 use crate::volume::Volume;
 
 /// How deep to look.
@@ -94,12 +94,7 @@ async fn run(context: &JobContext, job: VerifyJob) -> Result<VerifyOutcome> {
     let request = VerifyRequest { level, backups: job.backups, sample_percent: job.sample_percent };
     let events = context.events.clone();
     let progress = move |progress: VerifyProgress| {
-        events.send(Event::Verifying {
-            backups_done: progress.backups_done,
-            backups_total: progress.backups_total,
-            bytes_done: progress.bytes_done,
-            bytes_total: progress.bytes_total,
-        });
+        events.send(progress.into());
     };
     let report = tokio::select! {
         biased;

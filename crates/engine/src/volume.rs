@@ -173,6 +173,21 @@ impl Volume {
         }
     }
 
+    /// Puts a chunk at `offset`, touching as little as possible.
+    pub(crate) async fn put(&self, offset: u64, bytes: Vec<u8>) -> Result<Applied> {
+        match &self.place {
+            Place::File(file) => {
+                let (file, blank) = (Arc::clone(file), self.blank);
+                blocking(move || file.put(blank, offset, &bytes, &mut Vec::new())).await
+            }
+            Place::Nbd(nbd) => nbd.put(self.blank, offset, bytes).await.map(|(applied, _)| applied),
+            Place::Nowhere => Ok(Applied {
+                written_bytes: u64::try_from(bytes.len()).unwrap_or(u64::MAX),
+                ..Applied::default()
+            }),
+        }
+    }
+
     /// Makes `range` read as zero where it does not.
     pub(crate) async fn clear(&self, range: Range<u64>) -> Result<()> {
         if self.blank {
@@ -337,7 +352,9 @@ impl Survey<'_> {
 }
 
 /// Runs `work` where it may block.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(|error| Error::caused(Kind::Internal, error))?
 }
 

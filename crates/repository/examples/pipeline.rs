@@ -307,7 +307,9 @@ async fn restore(repository: &Arc<Repository>, tree: TreeSpec, threads: usize) -
     while let Some((leaf, node)) = reader.next_leaf(from).await? {
         from = leaf + 1;
         let ids: Vec<ChunkId> = node.iter().map(|(_, id)| id).collect();
-        let wanted = Arc::new(repository.locate(&ids)?);
+        let wanted = Arc::new(
+            repository.locate(&ids)?.into_iter().collect::<Option<Vec<_>>>().ok_or("a chunk is missing")?,
+        );
         for fetch in plan_fetches(&wanted, 64 << 10, 4 << 20) {
             let body = repository.fetch(&fetch.pack, u64::from(fetch.offset), u64::from(fetch.bytes)).await?;
             to_open.send((Arc::clone(&wanted), fetch, body)).await?;

@@ -129,7 +129,7 @@ impl Repository {
     /// [`Error::UnknownBackup`]; [`Error::Missing`], [`Error::Damaged`] and others when the record cannot be read.
     pub async fn record(&self, backup: Uuid) -> Result<Record> {
         let info = self.backup(backup)?;
-        let plain = self.parts.read_meta(BlobKind::Record, &info.record).await?;
+        let plain = self.parts.read_blob(BlobKind::Record, &info.record).await?;
         let record = Record::decode(&plain)?;
         if record.backup != backup {
             let (expected, found) = (backup, record.backup);

@@ -52,6 +52,7 @@ impl Log {
         let Some(mirror) = &self.parts.mirror else { return Ok(()) };
         since.uncopied.push((key, object));
         while let Some((key, object)) = since.uncopied.first() {
+            self.refuse_another_log(mirror, key, object).await?;
             let stored = mirror.put(key, object.clone()).await;
             stored.map_err(|source| Error::Mirror { key: key.to_string(), source: Box::new(source) })?;
             since.uncopied.remove(0);
@@ -59,9 +60,46 @@ impl Log {
         Ok(())
     }
 
+    /// A copy of another entry under this number means that two stores are in use as the log.
+    async fn refuse_another_log(
+        &self,
+        mirror: &Arc<dyn ObjectStore>,
+        key: &Key,
+        object: &Bytes,
+    ) -> Result<()> {
+        if !key.as_str().starts_with(layout::ENTRIES) {
+            return Ok(());
+        }
+        let copied = match mirror.get(key, GetRange::Whole).await {
+            Ok(copied) => Some(copied),
+            Err(error) if error.is_not_found() => None,
+            Err(source) => return Err(Error::Mirror { key: key.to_string(), source: Box::new(source) }),
+        };
+        match (copied, layout::number(key)) {
+            (Some(other), Some(entry)) if other != *object => {
+                Err(Error::LogReplaced { store: self.parts.store.describe(), entry })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// An error when the copies beside the packs go on where this log ends: another store has taken its place.
+    async fn refuse_longer_copy(&self, mirror: &Arc<dyn ObjectStore>) -> Result<()> {
+        let next = self.state().seq() + 1;
+        if optional(mirror.head(&layout::log(next)).await)?.is_none() {
+            return Ok(());
+        }
+        // Another writer appended and copied meanwhile, or nobody did here.
+        if self.replay().await?.seq() >= next {
+            return Ok(());
+        }
+        Err(Error::LogReplaced { store: self.parts.store.describe(), entry: next })
+    }
+
     /// Copies log entries that an interrupted writer left without a copy beside the packs.
     pub(crate) async fn complete_mirror(&self) -> Result<()> {
         let Some(mirror) = &self.parts.mirror else { return Ok(()) };
+        self.refuse_longer_copy(mirror).await?;
         let state = self.state();
         let mut first = state.seq() + 1;
         while first > state.floor() && optional(mirror.head(&layout::log(first - 1)).await)?.is_none() {

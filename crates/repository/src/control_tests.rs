@@ -3,6 +3,7 @@
 //!
 //! A [`Host`] is one process's view: a store (possibly a failing one), a world with a seed, and maybe a state folder.
 
+mod adopt;
 mod bases;
 mod collection;
 mod collection_races;

@@ -95,6 +95,24 @@ pub enum Error {
         /// The pack store.
         packs: String,
     },
+    /// A log store was to be adopted, and none is named.
+    #[error(
+        "the new log store is not named: add --log URL (a repository that never had one keeps its log in {store})"
+    )]
+    NoNewLogStore {
+        /// The pack store.
+        store: String,
+    },
+    /// The log went on in another store.
+    #[error(
+        "log entry {entry} beside the packs is none of {store}: the log went on elsewhere (`repository adopt-log`), and this store is not to be used any more; name the other one with --log URL or log_url"
+    )]
+    LogReplaced {
+        /// The log store in use.
+        store: String,
+        /// The entry.
+        entry: u64,
+    },
     /// There is no first log entry.
     #[error(
         "{store} has no log: either `repository init` was interrupted, then remove what is there and run it again, or the log was lost, then restore it from a copy of the store"

@@ -96,7 +96,7 @@ async fn refuse_existing(stores: &Stores) -> Result<()> {
 }
 
 /// Objects of our own grammar may be there: those of an init that was cut short.
-async fn refuse_foreign(store: &dyn ObjectStore) -> Result<()> {
+pub(crate) async fn refuse_foreign(store: &dyn ObjectStore) -> Result<()> {
     let mut after = None;
     loop {
         let page = store.list("", after.as_ref()).await?;
@@ -110,7 +110,7 @@ async fn refuse_foreign(store: &dyn ObjectStore) -> Result<()> {
     }
 }
 
-async fn prove_atomic(store: &Arc<dyn ObjectStore>, world: &Arc<dyn World>) -> Result<()> {
+pub(crate) async fn prove_atomic(store: &Arc<dyn ObjectStore>, world: &Arc<dyn World>) -> Result<()> {
     let report = probe::race(store, &|out: &mut [u8]| world.random(out)).await?;
     if report.passed() {
         return Ok(());

@@ -13,6 +13,7 @@
 //! exception: only one process at a time writes the index of one state folder ([`Access::Write`]). Restores, lists and
 //! verification ([`Access::Read`]) never wait for it.
 
+mod adopt;
 mod again;
 mod backups;
 mod checkpoints;
@@ -41,6 +42,7 @@ mod publish;
 mod reader;
 mod reading;
 mod rebuild;
+mod repair;
 mod repository;
 mod retention;
 mod session;
@@ -90,16 +92,17 @@ pub use prune::{Judged, PruneReport, PruneRequest, PrunedDomain};
 pub use reader::{ChunkOpener, Fetch, FetchItem, blob_bytes, plan_fetches};
 pub use reading::ReadSession;
 pub use rebuild::RebuildFrom;
+pub use repair::{RepairReport, RepairRequest};
 pub use repository::{Access, Repository, RepositoryInfo, Secret, Stores};
 pub use retention::KeepRules;
 pub use session::{BackupSession, BeginBackup, Committed};
 pub use settings::Settings;
 pub use silence::FENCE_AFTER;
 pub use stats::RepositoryStats;
-pub use trees::{BuiltTree, LEAF_CHUNKS, TreeBuilder, TreeReader, TreeSpec};
+pub use trees::{BuiltTree, LEAF_CHUNKS, TreeBuilder, TreeReader, TreeSpec, TreeStep};
 pub use verify::{
     DAMAGE_MAX, Damage, DamagedObject, FOREIGN_MAX, RANGES_MAX, Touched, VerifyLevel, VerifyProgress,
-    VerifyReport, VerifyRequest,
+    VerifyReport, VerifyRequest, verify_keyless,
 };
 pub use world::{BootClock, World};
 pub use writer::{ChunkWriter, PlainChunk, Stored};

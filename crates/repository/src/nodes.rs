@@ -1,4 +1,5 @@
-//! Reading tree nodes and records: meta packs are fetched whole and kept, decoded nodes are kept for a while.
+//! Reading single blobs from whichever copy opens: tree nodes and records, whose packs are fetched whole and kept, and
+//! chunks that the fast way ([`crate::reader`]) could not read. Decoded nodes are kept for a while.
 //!
 //! Two bounded caches: [`MetaCache`], shared by a repository, holds the stored bytes of recent meta packs, so
 //! that neighbouring nodes cost one request; [`Nodes`], one a tree walk, holds a few decoded nodes, so that a
@@ -12,11 +13,11 @@ use std::sync::{Arc, Mutex};
 
 use aquifer_format::{BlobKind, ChunkId, Decompressor, Node, PackName, PackReader};
 use aquifer_index::Location;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use crate::dedup::lock;
 use crate::parts::Parts;
-use crate::reader::blob_of;
+use crate::reader::{blob_bytes, blob_of};
 use crate::{Error, Result};
 
 /// Stored bytes of meta packs that a repository keeps in memory: four full packs.
@@ -60,11 +61,11 @@ impl MetaCache {
 }
 
 impl Parts {
-    /// Reads a tree node or a record: plain bytes whose keyed id is `id`.
+    /// Reads a blob from whichever copy still opens: plain bytes whose keyed id is `id`.
     ///
     /// # Errors
     /// [`Error::Missing`] when no copy is known; otherwise the error of the last copy tried.
-    pub(crate) async fn read_meta(&self, kind: BlobKind, id: &ChunkId) -> Result<Vec<u8>> {
+    pub(crate) async fn read_blob(&self, kind: BlobKind, id: &ChunkId) -> Result<Vec<u8>> {
         let mut failed = Error::Missing { chunk: *id };
         for copy in self.copies(id)? {
             match self.read_copy(kind, &copy).await {
@@ -83,9 +84,13 @@ impl Parts {
                 plain_bytes: copy.row.plain_bytes,
             });
         }
-        let pack = self.meta_pack(&copy.pack).await?;
-        let stored = blob_of(&pack, copy)?;
-        let (mut blob, mut plain) = (stored.to_vec(), vec![0; copy.row.plain_bytes as usize]);
+        let mut blob = match kind {
+            BlobKind::Data => {
+                self.fetch(&copy.pack, u64::from(copy.row.offset), u64::from(blob_bytes(copy))).await?
+            }
+            _ => BytesMut::from(blob_of(&self.meta_pack(&copy.pack).await?, copy)?),
+        };
+        let mut plain = vec![0; copy.row.plain_bytes as usize];
         PackReader::new(&self.ring, &copy.header)
             .and_then(|reader| reader.open(&mut Decompressor::new()?, &copy.row, &mut blob, &mut plain))
             .map_err(|source| Error::Damaged {
@@ -122,7 +127,7 @@ impl Nodes {
     /// The node `id`, which must be one of `level`.
     ///
     /// # Errors
-    /// Those of [`Parts::read_meta`]; [`Error::Node`] when the bytes are no node of that level.
+    /// Those of [`Parts::read_blob`]; [`Error::Node`] when the bytes are no node of that level.
     pub(crate) async fn get(&mut self, id: &ChunkId, level: u8) -> Result<Arc<Node>> {
         if let Some(at) = self.kept.iter().position(|(kept, node)| kept == id && node.level() == level)
             && let Some(hit) = self.kept.remove(at)
@@ -130,7 +135,7 @@ impl Nodes {
             self.kept.push_front(hit.clone());
             return Ok(hit.1);
         }
-        let plain = self.parts.read_meta(BlobKind::Tree, id).await?;
+        let plain = self.parts.read_blob(BlobKind::Tree, id).await?;
         let node = Node::decode(&plain, level).map_err(|source| Error::Node { node: *id, level, source })?;
         let node = Arc::new(node);
         self.reads += 1;

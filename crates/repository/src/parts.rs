@@ -12,7 +12,7 @@ use aquifer_index::{ChunkIndex, Location};
 use aquifer_store::ObjectStore;
 
 use crate::nodes::MetaCache;
-use crate::{Error, Result, Settings, World};
+use crate::{Result, Settings, World};
 
 /// The newest fold of the log, shared by everything that asks whether a pack is live.
 #[derive(Debug)]
@@ -88,17 +88,14 @@ impl Parts {
         Ok(copies)
     }
 
-    /// One copy of each of `ids`, in order: a live one where there is one, else any, which may still open.
-    ///
-    /// # Errors
-    /// [`Error::Missing`] names the first id of which no copy is known.
-    pub(crate) fn locate(&self, ids: &[ChunkId]) -> Result<Vec<Location>> {
+    /// One copy of each of `ids`, in order: a live one where there is one, else any, which may still open; `None` where no
+    /// copy is known.
+    pub(crate) fn locate(&self, ids: &[ChunkId]) -> Result<Vec<Option<Location>>> {
         let state = self.state.get();
-        let found = self.index.get_many(ids)?;
-        let best = |(id, copies): (&ChunkId, Vec<Location>)| {
+        let best = |copies: Vec<Location>| {
             let live = copies.iter().position(|copy| is_live(&state, copy)).unwrap_or(0);
-            copies.get(live).copied().ok_or(Error::Missing { chunk: *id })
+            copies.get(live).copied()
         };
-        ids.iter().zip(found).map(best).collect()
+        Ok(self.index.get_many(ids)?.into_iter().map(best).collect())
     }
 }

@@ -9,7 +9,7 @@
 
 use std::collections::VecDeque;
 
-use aquifer_format::{ChunkId, Decompressor, KeyRing, PackName, PackReader};
+use aquifer_format::{BlobKind, ChunkId, Decompressor, KeyRing, PackName, PackReader};
 use aquifer_index::Location;
 use aquifer_store::GetRange;
 use bytes::{Bytes, BytesMut};
@@ -40,12 +40,21 @@ pub(crate) fn blob_of<'a>(pack: &'a [u8], location: &Location) -> Result<&'a [u8
 
 impl Repository {
     /// Where each of `ids` lies, in order: a live copy where there is one, else a copy in a condemned or
-    /// quarantined pack, which may still open. Asks the index once; blocks on it.
+    /// quarantined pack, which may still open; `None` where no copy is known. Asks the index once; blocks on it.
     ///
     /// # Errors
-    /// [`Error::Missing`] names the first id of which no copy is known; those of the chunk index.
-    pub fn locate(&self, ids: &[ChunkId]) -> Result<Vec<Location>> {
+    /// Those of the chunk index.
+    pub fn locate(&self, ids: &[ChunkId]) -> Result<Vec<Option<Location>>> {
         self.parts().locate(ids)
+    }
+
+    /// Reads one data chunk from whichever copy still opens, one after the other: slower than locating and fetching many
+    /// at once, for those where that has failed.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] when no copy is known; otherwise the error of the last copy tried.
+    pub async fn read_chunk(&self, id: &ChunkId) -> Result<Vec<u8>> {
+        self.parts().read_blob(BlobKind::Data, id).await
     }
 
     /// Reads `bytes` bytes at `offset` of a pack.

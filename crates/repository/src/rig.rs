@@ -228,7 +228,9 @@ pub(crate) async fn read_disk(parts: &Parts, tree: TreeSpec) -> Result<Vec<u8>> 
     while let Some((leaf, node)) = reader.next_leaf(from).await? {
         from = leaf + 1;
         let (slots, ids): (Vec<u8>, Vec<_>) = node.iter().unzip();
-        let wanted = parts.locate(&ids)?;
+        let found = ids.iter().zip(parts.locate(&ids)?);
+        let wanted = found.map(|(id, place)| place.ok_or(Error::Missing { chunk: *id }));
+        let wanted = wanted.collect::<Result<Vec<_>>>()?;
         for fetch in plan_fetches(&wanted, 4096, 64 << 10) {
             let body = parts.fetch(&fetch.pack, u64::from(fetch.offset), u64::from(fetch.bytes)).await?;
             for item in fetch.items {

@@ -77,6 +77,11 @@ impl StateDir {
         self.observations().join(session.to_string())
     }
 
+    /// The file that remembers when packs were last verified.
+    pub(crate) fn ages(&self) -> PathBuf {
+        self.root.join("verified")
+    }
+
     /// The file that remembers the newest entry seen.
     pub(crate) fn seen_path(&self) -> PathBuf {
         self.root.join("seen.json")

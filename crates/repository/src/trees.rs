@@ -21,7 +21,7 @@ mod reader;
 
 pub(crate) use reader::Shape;
 use reader::{FAN_BITS, number_at, slot_of};
-pub use reader::{LEAF_CHUNKS, TreeReader, TreeSpec};
+pub use reader::{LEAF_CHUNKS, TreeReader, TreeSpec, TreeStep};
 
 /// What [`TreeBuilder::finish`] made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,8 +7,10 @@
 //! Invariants: memory is bounded by one node path, one pack a task, the ids of the nodes seen, and the damage;
 //! a report names the backups, disks and byte ranges that damage takes along.
 
+mod ages;
 mod blame;
 mod findings;
+mod keyless;
 mod objects;
 mod packs;
 mod report;
@@ -21,7 +23,7 @@ mod whole_tests;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use aquifer_format::{PackName, Record};
+use aquifer_format::{ChunkId, PackName, Record};
 use aquifer_index::PackSummary;
 use aquifer_store::ObjectStore;
 use tokio::task::{JoinError, JoinSet};
@@ -32,10 +34,13 @@ use crate::parts::Parts;
 use crate::repository::Repository;
 use crate::trees::TreeSpec;
 use crate::{Error, Result, layout};
+use ages::Ages;
 use findings::Findings;
+use objects::Known;
 use packs::PacksRead;
 use walk::{LeafCheck, Step, Walk, is_damage};
 
+pub use keyless::verify_keyless;
 pub use report::{
     DAMAGE_MAX, Damage, DamagedObject, FOREIGN_MAX, RANGES_MAX, Touched, VerifyLevel, VerifyProgress,
     VerifyReport, VerifyRequest,
@@ -77,6 +82,15 @@ impl Repository {
         request: &VerifyRequest,
         progress: impl Fn(VerifyProgress) + Send + Sync,
     ) -> Result<VerifyReport> {
+        self.examine(request, progress).await?.report().await
+    }
+
+    /// As [`Repository::verify`], with all that was found.
+    pub(crate) async fn examine(
+        &self,
+        request: &VerifyRequest,
+        progress: impl Fn(VerifyProgress) + Send + Sync,
+    ) -> Result<Run> {
         self.refresh().await?;
         let state = self.state();
         let mut backups = request.backups.clone();
@@ -84,17 +98,18 @@ impl Repository {
             let kept = state.backups().iter().filter(|(_, backup)| backup.forgotten.is_none());
             backups = kept.map(|(uuid, _)| *uuid).collect();
         }
-        let mut run = Run::new(self.parts().clone(), backups, request);
+        let mut run = Run::new(self.parts().clone(), Ages::load(self.local.as_ref()), backups, request);
         let stores = self.stores();
         run.objects(std::iter::once(&stores.packs).chain(&stores.log)).await?;
         let backups_total = run.backups.len() as u64;
         for (backup, backups_done) in run.backups.clone().into_iter().zip(1..) {
-            run.walk(backup, self.record(backup).await).await?;
+            let id = state.backups().get(&backup).map(|known| known.record);
+            run.walk(backup, id, self.record(backup).await).await?;
             progress(VerifyProgress { backups_done, backups_total, ..VerifyProgress::default() });
         }
         run.check_sizes().await?;
         run.read_packs(&progress).await?;
-        run.report().await
+        Ok(run)
     }
 
     /// Verifies the structure (V0) of a backup that was just committed: only what its parent, which was verified
@@ -105,7 +120,7 @@ impl Repository {
     pub async fn verify_commit(&self, backup: Uuid) -> Result<VerifyReport> {
         let request =
             VerifyRequest { level: VerifyLevel::Structure, backups: vec![backup], sample_percent: 100 };
-        let mut run = Run::new(self.parts().clone(), vec![backup], &request);
+        let mut run = Run::new(self.parts().clone(), Ages::default(), vec![backup], &request);
         let record = self.record(backup).await?;
         let parent = match record.parent {
             // A parent that is gone saves nothing.
@@ -124,23 +139,25 @@ impl Repository {
 }
 
 /// One verification.
-struct Run {
+pub(crate) struct Run {
     parts: Parts,
     level: VerifyLevel,
     sample_percent: u8,
-    backups: Vec<Uuid>,
+    pub(crate) backups: Vec<Uuid>,
     disks: Vec<Disk>,
     seen: IdSet,
-    findings: Findings,
+    pub(crate) findings: Findings,
     objects: u64,
     listed: Option<BTreeMap<PackName, u64>>,
     foreign: Vec<String>,
     read: PacksRead,
+    ages: Ages,
 }
 
 impl Run {
-    fn new(parts: Parts, backups: Vec<Uuid>, request: &VerifyRequest) -> Self {
+    fn new(parts: Parts, ages: Ages, backups: Vec<Uuid>, request: &VerifyRequest) -> Self {
         Run {
+            ages,
             parts,
             level: request.level,
             sample_percent: request.sample_percent,
@@ -159,7 +176,9 @@ impl Run {
     async fn objects(&mut self, stores: impl Iterator<Item = &Arc<dyn ObjectStore>>) -> Result<()> {
         for (number, store) in stores.enumerate() {
             let listing = objects::list(&**store).await?;
-            self.objects += objects::check(&self.parts, store, &listing, &mut self.findings).await?;
+            let state = self.parts.state.get();
+            let known = Known { ring: &self.parts.ring, state: &state };
+            self.objects += objects::check(Some(&known), store, &listing, &mut self.findings).await?;
             self.foreign.extend_from_slice(&listing.foreign);
             if number == 0 {
                 self.objects +=
@@ -171,16 +190,27 @@ impl Run {
     }
 
     /// Walks the trees of one backup, if its record can be read.
-    async fn walk(&mut self, backup: Uuid, record: Result<Record>) -> Result<()> {
+    async fn walk(&mut self, backup: Uuid, id: Option<ChunkId>, record: Result<Record>) -> Result<()> {
         match record {
             Ok(record) => {
+                if let Some(id) = id {
+                    match self.parts.live_packs(&[id])?.first().copied().flatten() {
+                        Some(pack) => drop(self.findings.packs.insert(pack)),
+                        None => {
+                            self.findings.record(backup, id, "no live copy of it is known".to_owned());
+                        }
+                    }
+                }
                 for disk in Disk::all_of(&record) {
                     self.walk_disk(disk).await?;
                 }
                 Ok(())
             }
             Err(error) if is_damage(&error) => {
-                self.findings.note(DamagedObject::Record(backup), error.to_string());
+                match id {
+                    Some(id) => self.findings.record(backup, id, error.to_string()),
+                    None => self.findings.note(DamagedObject::Record(backup), error.to_string()),
+                }
                 Ok(())
             }
             Err(error) => Err(error),
@@ -273,31 +303,41 @@ impl Run {
             return Ok(());
         }
         let mut chosen = self.used()?;
-        chosen.retain(|pack| !self.findings.bad_packs.contains(&pack.pack) && self.is_sampled());
+        chosen.retain(|pack| !self.findings.bad_packs.contains(&pack.pack));
+        let (world, level) = (Arc::clone(&self.parts.world), self.level);
+        let of = |pack: &PackSummary| (pack.pack, pack.bytes);
+        let chosen = self.ages.choose(chosen, of, level, self.sample_percent, &*world);
         let backups = self.backups.len() as u64;
         let mut told =
             VerifyProgress { backups_done: backups, backups_total: backups, ..VerifyProgress::default() };
         told.bytes_total = chosen.iter().map(|pack| pack.bytes).sum();
-        let tell = |bytes| {
-            told.bytes_done += bytes;
+        let ages = &mut self.ages;
+        let tell = |pack: &PackSummary, whole| {
+            if whole {
+                ages.note(pack.pack, level, world.wall_ms());
+            }
+            told.bytes_done += pack.bytes;
             progress(told);
         };
-        self.read = packs::check(&self.parts, chosen, self.level, &mut self.findings, tell).await?;
+        self.read = packs::check(&self.parts, chosen, level, &mut self.findings, tell).await?;
+        let known = self.parts.index.packs()?.into_iter().map(|pack| pack.pack).collect();
+        self.ages.keep(&known);
         Ok(())
     }
 
-    fn is_sampled(&self) -> bool {
-        let mut dice = [0; 8];
-        self.parts.world.random(&mut dice);
-        self.sample_percent >= 100 || u64::from_le_bytes(dice) % 100 < u64::from(self.sample_percent)
-    }
-
-    async fn report(self) -> Result<VerifyReport> {
+    /// What there is to tell.
+    pub(crate) async fn report(self) -> Result<VerifyReport> {
         let touched = match self.findings.is_clean() {
             true => Vec::new(),
             false => blame::touched(&self.parts, &self.disks, &self.findings).await?,
         };
+        let (never_read, oldest_read_ms) = match self.level {
+            VerifyLevel::Structure => (0, None),
+            level => self.ages.oldest(self.findings.packs.iter().copied(), level),
+        };
         Ok(VerifyReport {
+            never_read,
+            oldest_read_ms,
             level: self.level,
             backups: self.backups,
             objects: self.objects,

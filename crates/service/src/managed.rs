@@ -255,6 +255,7 @@ impl Service {
                 rewrite_existing: extras.reuse,
                 verify: extras.verify,
                 dry_run: false,
+                salvage: false,
             };
             aquifer_engine::restore(context, request).await.map_err(|error| to_api(&error, ""))?;
         }

@@ -166,7 +166,6 @@ impl Service {
         let asked = Asked::parse(xml)?;
         let unsupported = [
             (RestoreFlags::INSTANT, "INSTANT: disks that are served before they are restored"),
-            (RestoreFlags::SALVAGE, "SALVAGE: what is left of a damaged disk"),
             (RestoreFlags::WHOLE, "WHOLE: rewriting without a look at what is there"),
         ];
         if let Some((_, what)) = unsupported.iter().find(|(flag, _)| flags.contains(*flag)) {
@@ -204,6 +203,7 @@ impl Service {
             rewrite_existing: flags.contains(RestoreFlags::REWRITE_EXISTING_DISK),
             verify: flags.contains(RestoreFlags::VERIFY),
             dry_run: flags.contains(RestoreFlags::DRY_RUN),
+            salvage: flags.contains(RestoreFlags::SALVAGE),
         };
         Ok(PlannedRestore { request, domain, definition })
     }

@@ -30,6 +30,30 @@ pub struct Counters {
     pub received_bytes: u64,
 }
 
+macro_rules! by_field {
+    ($trait:ident, $method:ident, $operation:ident) => {
+        impl std::ops::$trait for Counters {
+            type Output = Self;
+
+            fn $method(self, other: Self) -> Self {
+                Self {
+                    puts: self.puts.$operation(other.puts),
+                    creates: self.creates.$operation(other.creates),
+                    gets: self.gets.$operation(other.gets),
+                    heads: self.heads.$operation(other.heads),
+                    lists: self.lists.$operation(other.lists),
+                    deletes: self.deletes.$operation(other.deletes),
+                    sent_bytes: self.sent_bytes.$operation(other.sent_bytes),
+                    received_bytes: self.received_bytes.$operation(other.received_bytes),
+                }
+            }
+        }
+    };
+}
+
+by_field!(Add, add, saturating_add);
+by_field!(Sub, sub, saturating_sub);
+
 #[derive(Debug, Default)]
 struct Atoms {
     puts: AtomicU64,
@@ -159,5 +183,6 @@ mod tests {
             received_bytes: 2,
         };
         assert_eq!(store.counters(), expected);
+        assert_eq!(expected + expected - expected, expected);
     }
 }

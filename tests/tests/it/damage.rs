@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use aquifer_testkit::{Aquifer, Ended, TempDir, tempdir};
@@ -156,6 +157,170 @@ fn a_lost_index_of_this_host_and_lost_segments_are_rebuilt() -> Outcome {
     let images = damaged.aquifer.restore("latest:vm", &["disk"], "rebuilt")?;
     ensure!(fs::read(&images[0])?.starts_with(&fs::read(&damaged.source)?), "wrong bytes after a rebuild");
     Ok(())
+}
+
+/// The flipped byte lies in data, in a leaf of the tree, in its root, or in a record: whatever is restored is right, and
+/// what is not is told to the byte.
+#[test]
+#[ignore = "slow group damage"]
+fn what_is_left_of_a_damaged_backup_is_salvaged_and_the_rest_is_named() -> Outcome {
+    let folder = tempdir()?;
+    let source = folder.path().join("source.raw");
+    sample(&source, 1_000_000)?;
+    let some = fs::read(&source)?;
+    let mut content = vec![0; 100 << 20];
+    for at in [0, 40 << 20, 70 << 20] {
+        content[at..at + some.len()].copy_from_slice(&some);
+        content[at + 17] ^= u8::try_from(at >> 20)?;
+    }
+    fs::write(&source, &content)?;
+    let aquifer = Aquifer::with_repository(folder.path())?;
+    aquifer.backup(&["vm", "--image", &format!("disk={}", text(&source))])?;
+    let damaged = Damaged { folder, aquifer, source };
+    let (mut leaves, mut chunks, mut whole) = (0, 0, 0);
+    for object in damaged.objects()? {
+        if damaged.folder_of(&object)? != "packs" {
+            continue;
+        }
+        let bytes = fs::read(&object)?;
+        // A small pack has records and nodes.
+        let step = if bytes.len() < 10_000 { 40 } else { bytes.len() / 7 };
+        for at in (0..bytes.len()).step_by(step) {
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 0x10;
+            replace(&object, &flipped)?;
+            match damaged.salvage(&content).with_context(|| format!("byte {at} of {}", object.display()))? {
+                Some(0) => {}
+                Some(lost) if lost >= 100 << 20 => whole += 1,
+                Some(lost) if lost >= 30 << 20 => leaves += 1,
+                Some(_) => chunks += 1,
+                None => {}
+            }
+        }
+        replace(&object, &bytes)?;
+    }
+    ensure!(leaves > 0 && chunks > 0 && whole > 0, "{leaves} leaves, {chunks} chunks, {whole} roots");
+    Ok(())
+}
+
+#[test]
+#[ignore = "slow group damage"]
+fn a_damaged_pack_is_marked_and_the_next_backup_stores_anew_what_nobody_else_has() -> Outcome {
+    let damaged = Damaged::new()?;
+    let pack = damaged.largest_pack()?;
+    let mut bytes = fs::read(&pack)?;
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    replace(&pack, &bytes)?;
+    let rehearsed = damaged.aquifer.run(&["repair", "--dry-run"])?.with_code(8)?.document()?;
+    ensure!(rehearsed["quarantined_packs"] == 1 && rehearsed["healed"]["objects"] == 0, "{rehearsed}");
+    let repaired = damaged.aquifer.run(&["repair"])?.with_code(8)?.document()?;
+    ensure!(repaired["quarantined_packs"] == 1, "{repaired}");
+    let whole = repaired["healed"]["objects"].as_u64().context("no count")?;
+    ensure!(whole > 5, "the other chunks of the pack are stored anew: {repaired}");
+    let touched = repaired["left"]["touched"].as_array().context("no list")?;
+    ensure!(!touched.is_empty(), "{repaired}");
+    let again = damaged.aquifer.run(&["repair"])?.with_code(8)?.document()?;
+    ensure!(again["quarantined_packs"] == 0 && again["healed"]["objects"] == 0, "{again}");
+    // The disk still has the chunk, and nothing counts on the copy that is damaged.
+    damaged.aquifer.backup(&["vm", "--image", &format!("disk={}", text(&damaged.source))])?;
+    damaged.aquifer.run(&["verify", "--level", "restore"])?.ok()?;
+    damaged.aquifer.run(&["collect", "--grace", "0s"])?.ok()?;
+    damaged.aquifer.run(&["collect", "--grace", "0s"])?.ok()?;
+    ensure!(!pack.exists(), "the damaged pack stays although nobody needs it");
+    damaged.aquifer.run(&["verify", "--level", "restore"])?.ok()?;
+    damaged.ensure_honest(&[0])
+}
+
+#[test]
+#[ignore = "slow group damage"]
+fn what_a_copy_of_the_repository_still_has_is_fetched_from_it() -> Outcome {
+    let damaged = Damaged::new()?;
+    let copy = damaged.folder.path().join("copy");
+    let copied = Command::new("cp").arg("-r").arg(damaged.aquifer.repository()).arg(&copy).status()?;
+    ensure!(copied.success(), "cp failed");
+    // All data and all trees.
+    for object in damaged.objects()? {
+        if damaged.folder_of(&object)? == "packs" {
+            fs::remove_file(object)?;
+        }
+    }
+    damaged.aquifer.run(&["repair"])?.with_code(8)?;
+    let repaired = damaged.aquifer.run(&["repair", "--from", &text(&copy)])?.ok()?.document()?;
+    ensure!(repaired["fetched"]["objects"].as_u64() > Some(20), "{repaired}");
+    fs::remove_dir_all(&copy)?;
+    damaged.aquifer.run(&["verify", "--level", "restore"])?.ok()?;
+    damaged.ensure_honest(&[0])
+}
+
+#[test]
+#[ignore = "slow group damage"]
+fn a_host_without_the_password_finds_a_flipped_byte_in_every_kind_of_object() -> Outcome {
+    let damaged = Damaged::new()?;
+    let verify = |more: &[&str]| -> Result<Ended> {
+        let arguments = [&["verify", "--keyless", "--level", "packs"], more].concat();
+        let mut command = damaged.aquifer.command(&arguments);
+        command.env_remove("AQUIFER_PASSWORD_FILE");
+        damaged.aquifer.start_command(&command)?.wait()
+    };
+    let first = verify(&["--sample", "30%"])?.ok()?.document()?;
+    let (packs, read) = (&first["report"]["packs"], &first["report"]["packs_read"]);
+    ensure!(read.as_u64() > Some(0) && read.as_u64() < packs.as_u64(), "{first}");
+    let rest = verify(&["--sample", "99%"])?.ok()?.document()?;
+    ensure!(rest["report"]["never_read"] == 0, "{rest}");
+    for object in damaged.objects()? {
+        if damaged.folder_of(&object)? == "probe" {
+            continue;
+        }
+        let bytes = fs::read(&object)?;
+        let mut flipped = bytes.clone();
+        flipped[bytes.len() / 2] ^= 0x10;
+        replace(&object, &flipped)?;
+        let found = verify(&[])?;
+        ensure!(found.code == 8, "{} is overlooked: {}", object.display(), found.output);
+        replace(&object, &bytes)?;
+    }
+    verify(&[])?.ok()?;
+    let deeper = damaged.aquifer.run(&["verify", "--keyless", "--level", "chunks"])?;
+    deeper.refused(3, "invalid", &["--level packs"])?;
+    Ok(())
+}
+
+impl Damaged {
+    fn largest_pack(&self) -> Result<PathBuf> {
+        let mut packs = Vec::new();
+        collect(&self.aquifer.repository().join("packs"), &mut packs)?;
+        packs.sort_by_key(|pack| fs::metadata(pack).map_or(0, |about| about.len()));
+        packs.pop().context("no packs")
+    }
+
+    /// Salvages the backup, proves what was restored, and returns how many bytes were missing; `None` if the backup
+    /// itself is not readable.
+    fn salvage(&self, content: &[u8]) -> Result<Option<u64>> {
+        let target = self.folder.path().join("salvaged.raw");
+        if target.exists() {
+            fs::remove_file(&target)?;
+        }
+        fs::remove_dir_all(self.aquifer.state_dir())?;
+        fs::create_dir(self.aquifer.state_dir())?;
+        let volume = format!("disk=raw:{}", text(&target));
+        let ended = self.aquifer.run(&["restore", "latest:vm", "--disk", &volume, "--salvage"])?;
+        let Ok(done) = ended.event("done") else {
+            ensure!(ended.code == 8, "exit code {}: {}", ended.code, ended.messages);
+            return Ok(None);
+        };
+        let disk = &done["disks"][0];
+        let missing = disk["missing_bytes"].as_u64().context("no missing_bytes")?;
+        ensure!(ended.code == if missing == 0 { 0 } else { 8 }, "exit code {} with {done}", ended.code);
+        let mut expected = content.to_vec();
+        for range in disk["missing"].as_array().context("no ranges")? {
+            let (offset, length) = (range["offset"].as_u64(), range["length"].as_u64());
+            let start = usize::try_from(offset.context("no offset")?)?;
+            expected[start..start + usize::try_from(length.context("no length")?)?].fill(0);
+        }
+        ensure!(fs::read(&target)? == expected, "wrong bytes: {done}");
+        Ok(Some(missing))
+    }
 }
 
 fn collect(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
-use aquifer_testkit::{AccessKey, Aquifer, Fault, HttpProxy, Rule, S3Server, TempDir, tempdir};
+use aquifer_testkit::{AccessKey, Aquifer, Ended, Fault, HttpProxy, Rule, S3Server, TempDir, tempdir};
 
 use crate::Outcome;
 use crate::rig::{ensure_same, sample, text};
@@ -145,6 +145,43 @@ fn a_server_that_does_not_create_atomically_holds_packs_but_not_the_log() -> Out
     aquifer.run(&["restore", "latest:stopped", "--disk", &disk])?.ok()?;
     ensure_same(&bucket.image, &restored)?;
     aquifer.run(&["backup", "stopped", "--image", &source])?.refused(3, "invalid", &["--log URL"])?;
+    Ok(())
+}
+
+#[test]
+#[ignore = "slow group s3"]
+fn losing_the_log_store_loses_nothing_and_a_new_one_takes_its_place() -> Outcome {
+    let bucket = Bucket::new()?;
+    let aquifer = bucket.user()?;
+    let (old, new) = (bucket.folder.path().join("log"), bucket.folder.path().join("new-log"));
+    let (old, new) = (["--log", &text(&old)].map(str::to_owned), ["--log", &text(&new)].map(str::to_owned));
+    let run = |arguments: &[&str], log: &[String; 2]| -> Result<Ended> {
+        let mut all = arguments.to_vec();
+        all.extend(log.iter().map(String::as_str));
+        aquifer.run(&all)
+    };
+    let source = format!("root={}", text(&bucket.image));
+    run(&["repository", "init"], &old)?.ok()?;
+    run(&["backup", "stopped", "--image", &source], &old)?.ok()?;
+    fs::rename(&old[1], bucket.folder.path().join("burnt"))?;
+    // And every host with it.
+    fs::remove_dir_all(aquifer.state_dir())?;
+    run(&["repository", "adopt-log"], &new)?.ok()?;
+    run(&["backup", "stopped", "--image", &source], &new)?.ok()?;
+    let restored = bucket.folder.path().join("root.restored");
+    let disk = format!("root=raw:{}", text(&restored));
+    run(&["restore", "latest:stopped", "--disk", &disk], &new)?.ok()?;
+    ensure_same(&bucket.image, &restored)?;
+    run(&["verify", "--level", "restore"], &new)?.ok()?;
+    run(&["repository", "adopt-log"], &new)?.refused(5, "conflict", &["holds a repository already"])?;
+    // The old store turns up again with a host that knows nothing of all this.
+    fs::rename(bucket.folder.path().join("burnt"), &old[1])?;
+    fs::remove_dir_all(aquifer.state_dir())?;
+    run(&["backup", "stopped", "--image", &source], &old)?.refused(
+        5,
+        "conflict",
+        &["adopt-log", "--log URL"],
+    )?;
     Ok(())
 }
 

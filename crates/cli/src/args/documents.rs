@@ -13,15 +13,25 @@ or {"event":"error","kind","message","hint","context"}. With --all, one such lin
 /// `restore`
 pub(super) const RESTORE: &str = r#"JSON: event lines; the last is
   {"event":"done","uuid","seconds","dry_run","memory_peak_bytes","disks":[{"name","volume",
-   "size_bytes","written_bytes","skipped_bytes","zero_bytes","verified"}]}
-or {"event":"error","kind","message","hint","context"}."#;
+   "size_bytes","written_bytes","skipped_bytes","zero_bytes","missing_bytes",
+   "missing":[{"offset","length"}],"verified"}]}
+or {"event":"error","kind","message","hint","context"}.
+What a salvage could not restore is in "missing"; there the volume is as it was before (a new one reads
+as zeros), and the exit code is 8."#;
 
 /// `verify`
 pub(super) const VERIFY: &str = r#"JSON: {"event":"done","depth","seconds","clean","report":{"level","backups","objects","nodes",
- "chunks","packs","packs_read","bytes_read","blobs_opened","damage":[{"object","what"}],
+ "chunks","packs","packs_read","bytes_read","never_read","oldest_read_ms","blobs_opened","damage":[{"object","what"}],
  "more_damage","touched":[{"backup","domain","disk","ranges":[[offset,length]],"more_ranges"}]},
  "disks_read","bytes_restored","unreadable":[{"backup","disk","what"}]}
 Damage ends with exit code 8."#;
+
+/// `repair`
+pub(super) const REPAIR: &str = r#"JSON: {"dry_run","quarantined_packs","quarantined_blobs","healed":{"objects","bytes"},
+ "fetched":{"objects","bytes"},"left":{…}}: what was marked as damaged in the log, what was stored
+anew out of this repository and out of the other one, and what is damaged after it, as `verify` reports
+it. Exit code 8 if anything is. What nobody has any more, the next backup of the disk stores anew if the
+disk still has it; run it, and repair again. Nothing is deleted."#;
 
 /// `list`
 pub(super) const LIST: &str = r#"JSON: [{"uuid","parent","domain","created","state":"completed|deleted","level","description",

@@ -134,6 +134,9 @@ pub(crate) struct RestoreArgs {
     /// Check everything, and write nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// Go on where the repository is damaged: write what is whole, list what is missing, and end with code 8.
+    #[arg(long, conflicts_with = "verify")]
+    pub(crate) salvage: bool,
 }
 
 /// `verify`
@@ -146,9 +149,42 @@ pub(crate) struct VerifyArgs {
     /// How deep to look.
     #[arg(long, default_value = "structure")]
     pub(crate) level: DepthName,
-    /// Read this share of the packs only, drawn anew each time.
+    /// Read this share of the bytes only, what this host has not read for the longest time: the next run reads the rest.
     #[arg(long, value_name = "P%", default_value = "100%")]
     pub(crate) sample: Percent,
+    /// Use no password: hold every stored object against its own checksum. With --level structure those outside of the
+    /// packs, with --level packs all.
+    #[arg(long, conflicts_with = "backups")]
+    pub(crate) keyless: bool,
+}
+
+/// `repair`
+#[derive(Debug, Args)]
+#[command(after_long_help = documents::REPAIR)]
+pub(crate) struct RepairArgs {
+    /// The backups [default: all].
+    #[arg(value_name = "UUID")]
+    pub(crate) backups: Vec<String>,
+    /// How deep to look for damage.
+    #[arg(long, default_value = "chunks")]
+    pub(crate) level: RepairDepth,
+    /// Read what is lost from this repository, by its configured name or URL: a copy of this one, or one with its keys.
+    #[arg(long, value_name = "REPOSITORY")]
+    pub(crate) from: Option<String>,
+    /// Say what is damaged; mark and store nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+/// How deep `repair` looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RepairDepth {
+    /// Missing packs, and ones of a wrong size; no data is read.
+    Structure,
+    /// And packs whose checksum is wrong.
+    Packs,
+    /// And every single chunk.
+    Chunks,
 }
 
 /// How deep `verify` looks.

@@ -28,7 +28,7 @@ pub(crate) async fn run(context: &Context, args: BackupArgs) -> Result<Exit> {
     let read_limit_bytes = args.read_limit.map(|rate| rate.0);
     if let (Some(domain), Some(file)) = (&args.domain, &args.xml) {
         let outcome = by_document(context, &args, domain, file).await;
-        context.output.done(&outcome.map_err(|error| of_domain(error, domain))?)?;
+        context.done(&outcome.map_err(|error| of_domain(error, domain))?)?;
         return Ok(Exit::Done);
     }
     if let Some(domain) = &args.domain {
@@ -37,7 +37,7 @@ pub(crate) async fn run(context: &Context, args: BackupArgs) -> Result<Exit> {
         let job = open::writing_job(context, read_limit_bytes).await?;
         let service = service::over(context, job)?;
         let outcome = service.backup(request).await.map_err(|error| of_domain(error, domain))?;
-        context.output.done(&outcome)?;
+        context.done(&outcome)?;
         return Ok(Exit::Done);
     }
     if context.config.domains.is_empty() {
@@ -79,7 +79,7 @@ async fn all(context: &Context, args: &BackupArgs, service: &Service) -> Result<
             Err(error) => Err(error),
         };
         match outcome {
-            Ok(outcome) => context.output.done(&outcome)?,
+            Ok(outcome) => context.done(&outcome)?,
             Err(error) => {
                 exit = exit.and(Exit::Failed(error.kind()));
                 context.output.error(&of_domain(error, domain));

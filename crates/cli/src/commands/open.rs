@@ -1,5 +1,6 @@
 //! Opening the repository that is meant, and making what a job needs around it.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use aquifer_engine::clock::System;
@@ -71,9 +72,27 @@ async fn open(context: &Context, access: Access) -> Result<Arc<Repository>> {
 /// # Errors
 /// As [`reader`] and [`writer`].
 pub(crate) async fn chosen(context: &Context, chosen: &Chosen, access: Access) -> Result<Arc<Repository>> {
-    let (secret, state_dir) = (secret(chosen)?, Some(context.state_dir()?));
+    in_state(context, chosen, access, Some(context.state_dir()?)).await
+}
+
+/// Opens one certain repository to read it once: nothing is kept of it on this machine, and its index is in memory. It may
+/// be a copy of another one, with the same id.
+///
+/// # Errors
+/// As [`reader`].
+pub(crate) async fn passing_reader(context: &Context, chosen: &Chosen) -> Result<Arc<Repository>> {
+    in_state(context, chosen, Access::Read, None).await
+}
+
+async fn in_state(
+    context: &Context,
+    chosen: &Chosen,
+    access: Access,
+    state_dir: Option<PathBuf>,
+) -> Result<Arc<Repository>> {
+    let secret = secret(chosen)?;
     let opened = async {
-        let (stores, world) = (stores(chosen, IfMissing::Refuse).await?, Arc::new(System::new()));
+        let (stores, world) = (stores(context, chosen, IfMissing::Refuse).await?, Arc::new(System::new()));
         let settings = settings(context);
         let options = OpenOptions { stores, world, state_dir, secret, access, settings };
         Repository::open(options).await.map_err(denied)
@@ -116,10 +135,10 @@ pub(crate) enum IfMissing {
 ///
 /// # Errors
 /// `NotFound` when one does not exist, and what the stores say.
-pub(crate) async fn stores(chosen: &Chosen, missing: IfMissing) -> Result<Stores> {
-    let packs = store(&chosen.packs, missing).await?;
+pub(crate) async fn stores(context: &Context, chosen: &Chosen, missing: IfMissing) -> Result<Stores> {
+    let packs = context.traffic.count(store(&chosen.packs, missing).await?);
     let log = match &chosen.log {
-        Some(log) => Some(store(log, missing).await?),
+        Some(log) => Some(context.traffic.count(store(log, missing).await?)),
         None => None,
     };
     Ok(Stores { packs, log })

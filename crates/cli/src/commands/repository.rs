@@ -1,6 +1,6 @@
 //! `repository`: making one, and asking it about itself.
 
-use std::fs::OpenOptions;
+use std::fs;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use aquifer_engine::clock::System;
 use aquifer_engine::repository::format::KdfParams;
 use aquifer_engine::repository::store::probe;
 use aquifer_engine::repository::{
-    InitOptions, RebuildFrom, RebuildProgress, Repository, RepositoryInfo, Secret, World,
+    Access, InitOptions, OpenOptions, RebuildFrom, RebuildProgress, Repository, RepositoryInfo, Secret, World,
 };
 use aquifer_engine::{Error, Kind, Result};
 use indicatif::ProgressBar;
@@ -37,6 +37,7 @@ pub(crate) async fn run(context: &Context, command: RepositoryCommand) -> Result
         RepositoryCommand::Stats => stats(context).await?,
         RepositoryCommand::Probe => return race(context).await,
         RepositoryCommand::RebuildIndex { from_packs } => rebuild(context, from_packs).await?,
+        RepositoryCommand::AdoptLog => adopt_log(context).await?,
         RepositoryCommand::Keys(command) => keys::run(context, command).await?,
     }
     Ok(Exit::Done)
@@ -88,6 +89,20 @@ async fn info(context: &Context) -> Result<()> {
     context.output.report(&Info::new(context.repository()?, repository.info()))
 }
 
+async fn adopt_log(context: &Context) -> Result<()> {
+    let chosen = context.repository()?;
+    let options = OpenOptions {
+        stores: open::stores(context, &chosen, IfMissing::Make).await?,
+        world: Arc::new(System::new()),
+        state_dir: Some(context.state_dir()?),
+        secret: open::secret(&chosen)?,
+        access: Access::Write,
+        settings: open::settings(context),
+    };
+    let repository = Repository::adopt_log(options).await?;
+    context.output.report(&Info::new(chosen, repository.info()))
+}
+
 async fn init(context: &Context, args: InitArgs) -> Result<()> {
     let chosen = context.repository()?;
     let secret = match (open::secret(&chosen)?, args.no_encryption) {
@@ -103,7 +118,7 @@ async fn init(context: &Context, args: InitArgs) -> Result<()> {
     };
     let chunk_bytes = u32::try_from(args.chunk_size.0)
         .map_err(|_| Error::new(Kind::Invalid, format!("--chunk-size {} is above 4 MiB", args.chunk_size)))?;
-    let stores = open::stores(&chosen, IfMissing::Make).await?;
+    let stores = open::stores(context, &chosen, IfMissing::Make).await?;
     let world = System::new();
     let recovery = args.recovery_key.as_deref().map(|path| RecoveryKey::make(path, &world)).transpose()?;
     let made = Repository::init(InitOptions {
@@ -145,7 +160,7 @@ impl RecoveryKey {
         world.random(random.as_mut_slice());
         let text = Zeroizing::new(random.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
         let mut file =
-            OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
+            fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
         // From here on a failure takes the file along.
         let key = RecoveryKey { path: path.to_owned(), text, kept: false };
         writeln!(file, "{}", *key.text).and_then(|()| file.sync_all()).map_err(failed)?;
@@ -190,7 +205,7 @@ struct Round {
 }
 
 async fn race(context: &Context) -> Result<Exit> {
-    let stores = open::stores(&context.repository()?, IfMissing::Refuse).await?;
+    let stores = open::stores(context, &context.repository()?, IfMissing::Refuse).await?;
     let store = stores.log.as_ref().unwrap_or(&stores.packs);
     let world = System::new();
     let report = open::opened(probe::race(store, &|out| world.random(out)).await)?;

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 
 use aquifer_api::RestoreFlags;
-use aquifer_engine::{Error, Kind, RestoreOutcome, RestoreRequest, Result, VolumeSpec};
+use aquifer_engine::{Error, Kind, RestoreOutcome, RestoreRequest, RestoredDisk, Result, VolumeSpec};
 use aquifer_service::{PlannedRestore, Service};
 
 use super::service::told;
@@ -17,6 +17,9 @@ use crate::context::Context;
 use crate::exit::Exit;
 use crate::human;
 use crate::output::Report;
+
+/// Missing ranges of a disk that a person is shown; a program gets all.
+const SHOWN_RANGES: usize = 20;
 
 /// Runs `restore`.
 ///
@@ -42,8 +45,9 @@ pub(crate) async fn run(context: &Context, args: RestoreArgs) -> Result<Exit> {
         write_new(file, &definition.bytes)?;
     }
     let outcome = service.restore_planned(planned).await?;
-    context.output.done(&outcome)?;
-    Ok(Exit::Done)
+    context.done(&outcome)?;
+    let missing = outcome.disks.iter().any(|disk| disk.missing_bytes > 0);
+    Ok(if missing { Exit::Failed(Kind::Corrupt) } else { Exit::Done })
 }
 
 /// A restore in the words of the command line.
@@ -55,6 +59,7 @@ async fn plan(service: &Service, args: &RestoreArgs) -> Result<PlannedRestore> {
         rewrite_existing: args.rewrite_existing,
         verify: args.verify,
         dry_run: args.dry_run,
+        salvage: args.salvage,
     };
     told(service.plan_into_volumes(request, args.new_domain.as_deref()).await)
 }
@@ -65,6 +70,7 @@ fn flags(args: &RestoreArgs) -> RestoreFlags {
         (args.rewrite_existing, RestoreFlags::REWRITE_EXISTING_DISK),
         (args.verify, RestoreFlags::VERIFY),
         (args.dry_run, RestoreFlags::DRY_RUN),
+        (args.salvage, RestoreFlags::SALVAGE),
     ];
     let set = flags.into_iter().filter(|(set, _)| *set);
     set.fold(RestoreFlags::NONE, |flags, (_, flag)| flags | flag)
@@ -120,8 +126,24 @@ impl Report for RestoreOutcome {
             (false, false) => "restored",
         };
         human::table(&head, &[1, 2, 3, 4], rows)
+            + &self.disks.iter().map(lost).collect::<String>()
             + &format!("backup {}: {end}, {:.1}s\n", self.uuid, self.seconds)
     }
+}
+
+/// What a salvage left out of a disk.
+fn lost(disk: &RestoredDisk) -> String {
+    if disk.missing.is_empty() {
+        return String::new();
+    }
+    let shown = disk.missing.iter().take(SHOWN_RANGES);
+    let mut text =
+        format!("disk {}: {} are lost and were not written:\n", disk.name, human::size(disk.missing_bytes));
+    text.extend(shown.map(|range| format!("  {} bytes at {}\n", range.length, range.offset)));
+    if disk.missing.len() > SHOWN_RANGES {
+        text += &format!("  and {} more; --json lists them all\n", disk.missing.len() - SHOWN_RANGES);
+    }
+    text
 }
 
 #[cfg(test)]

@@ -103,7 +103,7 @@ async fn pull(context: &Context, args: StartUnmanagedArgs, xml: &str, flags: Cre
     let wishes = Wishes { qmp: args.qmp, lease: None };
     let service = service::with(context, open::writing_job(context, None).await?, wishes)?;
     let outcome = service.backup_document(&args.domain, xml, Start::Unmanaged, flags).await?;
-    context.output.done(&outcome)?;
+    context.done(&outcome)?;
     Ok(Exit::Done)
 }
 

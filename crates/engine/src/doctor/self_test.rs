@@ -56,6 +56,7 @@ async fn steps(request: &DoctorRequest, folder: &Path, findings: &mut Vec<Findin
             rewrite_existing: false,
             verify: true,
             dry_run: false,
+            salvage: false,
         },
     )
     .await?;

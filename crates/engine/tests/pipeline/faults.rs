@@ -96,7 +96,7 @@ async fn no_such_socket_is_named() {
 }
 
 /// Flips one bit in the middle of the largest pack.
-fn flip_a_bit(rig: &Rig) {
+pub(crate) fn flip_a_bit(rig: &Rig) {
     let pack = rig.packs().into_iter().max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap();
     let mut bytes = fs::read(&pack).unwrap();
     let middle = bytes.len() / 2;

@@ -12,3 +12,4 @@ mod faults;
 mod increments;
 mod restores;
 mod rig;
+mod salvage;

@@ -57,17 +57,20 @@ impl Rig {
 
     /// Opens the repository anew, as the next process does: nothing that was read is remembered.
     pub(crate) async fn reopen(&mut self) {
-        // A state folder of its own, because an index has one writer and the old one is still open.
-        self.job.repository = Repository::open(OpenOptions {
+        self.job.repository = self.other_host("other-state").await.repository;
+    }
+
+    /// Another host's way to the repository. It has a state folder of its own, because an index has one writer.
+    pub(crate) async fn other_host(&self, state: &str) -> JobContext {
+        let repository = Repository::open(OpenOptions {
             stores: Stores { packs: Arc::new(Local::open(self.path("repo")).unwrap()), log: None },
             world: Arc::clone(&self.job.world),
-            state_dir: Some(self.path("other-state")),
+            state_dir: Some(self.path(state)),
             secret: Some(Secret::new(b"correct horse".to_vec())),
             access: Access::Write,
             settings: Settings::default(),
-        })
-        .await
-        .unwrap();
+        });
+        JobContext { repository: repository.await.unwrap(), ..self.job.clone() }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -154,6 +157,7 @@ pub(crate) fn restoring(backup: Uuid, volume: VolumeSpec) -> RestoreRequest {
         rewrite_existing: false,
         verify: false,
         dry_run: false,
+        salvage: false,
     }
 }
 

@@ -128,7 +128,7 @@ impl Marks {
     async fn backup(&mut self, parts: &Parts, state: &State, backup: Uuid, record: ChunkId) -> Result<()> {
         let unreadable =
             |error: Error| Error::from(RemovalError::RootUnreadable { backup, source: Box::new(error) });
-        let plain = parts.read_meta(aquifer_format::BlobKind::Record, &record).await.map_err(unreadable)?;
+        let plain = parts.read_blob(aquifer_format::BlobKind::Record, &record).await.map_err(unreadable)?;
         let decoded = Record::decode(&plain).map_err(|error| unreadable(error.into()))?;
         let mut ids = vec![record];
         for disk in &decoded.disks {

@@ -3,6 +3,7 @@
 //! Not here: building one. Invariant: no leaf is given that names something beyond the end of its disk, and subtrees of
 //! zeros cost nothing.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use aquifer_format::{ChunkId, Node, levels};
@@ -10,6 +11,7 @@ use aquifer_format::{ChunkId, Node, levels};
 use crate::nodes::Nodes;
 use crate::parts::Parts;
 use crate::repository::Repository;
+use crate::verify::walk::is_damage;
 use crate::{Error, Result};
 
 /// Chunks that one leaf node names.
@@ -86,6 +88,15 @@ pub(super) fn slot_of(number: u64) -> u8 {
     number.to_le_bytes()[0]
 }
 
+/// What a walk over a tree meets next.
+#[derive(Debug)]
+pub enum TreeStep {
+    /// A leaf that names any chunk, and its number.
+    Leaf(u64, Node),
+    /// Leaves that are out of reach, and the damage that keeps them so.
+    Lost(Range<u64>, Error),
+}
+
 /// Reads the leaves of one disk's tree.
 pub struct TreeReader {
     pub(super) nodes: Nodes,
@@ -130,21 +141,41 @@ impl TreeReader {
     /// # Errors
     /// Those of [`TreeReader::leaf`].
     pub async fn next_leaf(&mut self, from: u64) -> Result<Option<(u64, Node)>> {
+        match self.next_step(from).await? {
+            Some(TreeStep::Leaf(leaf, node)) => Ok(Some((leaf, node))),
+            Some(TreeStep::Lost(_, error)) => Err(error),
+            None => Ok(None),
+        }
+    }
+
+    /// As [`TreeReader::next_leaf`], but a node that is damaged or gone is told with the leaves below it, so that the
+    /// walk can go on behind them.
+    ///
+    /// # Errors
+    /// What says nothing about the tree, such as a store that does not answer.
+    pub async fn next_step(&mut self, from: u64) -> Result<Option<TreeStep>> {
         let mut from = from;
         // Each turn either descends to a leaf or moves `from` past a subtree that ended before it.
         'root: while from < self.shape.leaves {
             let Some(root) = self.spec.root else { return Ok(None) };
             let (mut id, mut level) = (root, self.shape.top);
             loop {
-                let node = self.node(&id, level, number_at(level, from)).await?;
+                let end = (number_at(level, from) + 1) << (FAN_BITS * u32::from(level));
+                let node = match self.node(&id, level, number_at(level, from)).await {
+                    Ok(node) => node,
+                    Err(error) if is_damage(&error) => {
+                        return Ok(Some(TreeStep::Lost(from..end.min(self.shape.leaves), error)));
+                    }
+                    Err(error) => return Err(error),
+                };
                 if level == 0 && !node.is_empty() {
-                    return Ok(Some((from, Node::clone(&node))));
+                    return Ok(Some(TreeStep::Leaf(from, Node::clone(&node))));
                 }
                 let child = level.saturating_sub(1);
                 let wanted = slot_of(number_at(child, from));
                 let Some((slot, next)) = node.iter().find(|(slot, _)| *slot >= wanted).filter(|_| level > 0)
                 else {
-                    from = (number_at(level, from) + 1) << (FAN_BITS * u32::from(level));
+                    from = end;
                     continue 'root;
                 };
                 if slot > wanted {

@@ -5,14 +5,16 @@
 
 use std::collections::BTreeSet;
 
-use aquifer_format::{ChunkId, PackName};
+use aquifer_format::log::BlobPlace;
+use aquifer_format::{BlobKind, ChunkId, PackName};
+use uuid::Uuid;
 
 use super::report::{DAMAGE_MAX, Damage, DamagedObject};
 use crate::dedup::IdSet;
 
 /// Collects damage.
 #[derive(Default)]
-pub(super) struct Findings {
+pub(crate) struct Findings {
     /// Tree nodes read.
     pub(super) nodes: u64,
     /// Chunks looked up.
@@ -22,7 +24,13 @@ pub(super) struct Findings {
     /// Blobs that cannot be restored.
     pub(super) bad_blobs: IdSet,
     /// Packs of which no blob can be counted on.
-    pub(super) bad_packs: BTreeSet<PackName>,
+    pub(crate) bad_packs: BTreeSet<PackName>,
+    /// Packs that are not what was stored, but whose blobs were told apart one by one.
+    pub(crate) scarred_packs: BTreeSet<PackName>,
+    /// Blobs that do not open where they lie.
+    pub(crate) sick_blobs: BTreeSet<BlobPlace>,
+    /// What [`Findings::bad_blobs`] holds, and what each is.
+    pub(crate) lost: Vec<(BlobKind, ChunkId)>,
     /// What is reported.
     pub(super) damage: Vec<Damage>,
     /// What is only counted.
@@ -33,6 +41,7 @@ impl Findings {
     /// A blob that cannot be restored. The first reason is kept.
     pub(super) fn chunk(&mut self, id: ChunkId, what: String) {
         if self.bad_blobs.insert(id) {
+            self.lost.push((BlobKind::Data, id));
             self.note(DamagedObject::Chunk(id), what);
         }
     }
@@ -40,7 +49,16 @@ impl Findings {
     /// A tree node that cannot be read.
     pub(super) fn node(&mut self, id: ChunkId, what: String) {
         if self.bad_blobs.insert(id) {
+            self.lost.push((BlobKind::Tree, id));
             self.note(DamagedObject::Node(id), what);
+        }
+    }
+
+    /// The record of a backup that cannot be read, or that no live pack holds.
+    pub(super) fn record(&mut self, backup: Uuid, id: ChunkId, what: String) {
+        if self.bad_blobs.insert(id) {
+            self.lost.push((BlobKind::Record, id));
+            self.note(DamagedObject::Record(backup), what);
         }
     }
 

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use aquifer_format::log::PublishedSegment;
+use aquifer_format::log::{PublishedSegment, State};
 use aquifer_format::{
     EntryHash, KeyRing, PackName, SessionId, decode_checkpoint, decode_segment, entry_hash, open_entry, scrub,
 };
@@ -87,17 +87,23 @@ impl Small {
     }
 }
 
-/// Checks the small objects of one store, and returns how many.
+/// What the log is held against, and what opens it.
+pub(super) struct Known<'a> {
+    pub(super) ring: &'a KeyRing,
+    pub(super) state: &'a State,
+}
+
+/// Checks the small objects of one store, and returns how many. Without keys their own hashes are all there is, and a gap
+/// in the log.
 ///
 /// # Errors
 /// When the store does not answer.
 pub(super) async fn check(
-    parts: &Parts,
+    known: Option<&Known<'_>>,
     store: &Arc<dyn ObjectStore>,
     listing: &Listing,
     findings: &mut Findings,
 ) -> Result<u64> {
-    let state = parts.state.get();
     let mut entries: BTreeMap<u64, Option<(EntryHash, EntryHash)>> = BTreeMap::new();
     let (mut keys, mut running, mut checked) = (listing.small.iter(), JoinSet::new(), 0);
     loop {
@@ -111,7 +117,7 @@ pub(super) async fn check(
         let Some(done) = running.join_next().await else { break };
         let (key, body) = done.map_err(|_| Error::Closed)?;
         checked += 1;
-        let outcome = body.and_then(|body| open(&parts.ring, &key, &body));
+        let outcome = body.and_then(|body| open(known.map(|known| known.ring), &key, &body));
         if let Small::Log(seq) = Small::of(&key) {
             entries.insert(seq, outcome.as_ref().ok().copied().flatten());
         }
@@ -130,8 +136,12 @@ pub(super) async fn check(
             "it is missing: without it nobody can open the repository".to_owned(),
         );
     }
-    if !entries.is_empty() {
-        for (seq, broken) in chain(&entries, state.floor(), state.seq(), state.tip()) {
+    if let (Some(first), Some(last)) = (entries.keys().next(), entries.keys().next_back()) {
+        let (floor, last, tip) = match known {
+            Some(Known { state, .. }) => (state.floor(), state.seq(), Some(state.tip())),
+            None => (*first, *last, None),
+        };
+        for (seq, broken) in chain(&entries, floor, last, tip) {
             let key = layout::log(seq);
             // A copy beside the packs follows its original by a moment.
             if broken == Broken::Missing && store.head(&key).await.is_ok() {
@@ -153,9 +163,10 @@ async fn get(store: Arc<dyn ObjectStore>, key: Key) -> (Key, Result<Bytes>) {
 }
 
 /// Opens one object; for a log entry gives the hash of the entry before it, and its own.
-fn open(ring: &KeyRing, key: &Key, body: &Bytes) -> Result<Option<(EntryHash, EntryHash)>> {
+fn open(ring: Option<&KeyRing>, key: &Key, body: &Bytes) -> Result<Option<(EntryHash, EntryHash)>> {
     let named = |source| Error::Object { key: key.to_string(), source };
     scrub(body).map_err(named)?;
+    let Some(ring) = ring else { return Ok(None) };
     match Small::of(key) {
         Small::Log(seq) => {
             let entry = open_entry(ring, seq, body).map_err(named)?;
@@ -189,7 +200,7 @@ fn chain(
     entries: &BTreeMap<u64, Option<(EntryHash, EntryHash)>>,
     floor: u64,
     last: u64,
-    tip: EntryHash,
+    tip: Option<EntryHash>,
 ) -> Vec<(u64, Broken)> {
     let mut broken = Vec::new();
     let mut before: Option<EntryHash> = None;
@@ -206,7 +217,7 @@ fn chain(
         }
         before = here.flatten().map(|(_, own)| own);
     }
-    if before.is_some_and(|own| own != tip) {
+    if before.zip(tip).is_some_and(|(own, tip)| own != tip) {
         broken.push((last, Broken::Tip));
     }
     broken
@@ -240,6 +251,28 @@ pub(super) async fn check_segments(
         }
     }
     Ok(state.segments().len() as u64)
+}
+
+/// Checks the segments that are listed against their own hashes.
+///
+/// # Errors
+/// When the store does not answer.
+pub(super) async fn scrub_segments(
+    store: &Arc<dyn ObjectStore>,
+    listing: &Listing,
+    findings: &mut Findings,
+) -> Result<u64> {
+    let mut checked = 0;
+    for key in listing.small.iter().filter(|key| key.as_str().starts_with(layout::SEGMENTS)) {
+        let (key, body) = get(Arc::clone(store), key.clone()).await;
+        checked += 1;
+        match body.and_then(|body| open(None, &key, &body)) {
+            Ok(_) => {}
+            Err(error) if is_damage(&error) => note(findings, &**store, key.as_str(), error.to_string()),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(checked)
 }
 
 async fn open_segment(parts: &Parts, segment: &PublishedSegment) -> Result<Option<String>> {

@@ -3,6 +3,7 @@
 //! Each task fetches one pack and checks it on a thread for blocking work, so memory is bounded by one pack a
 //! task. Which packs, and what their damage means for disks, is decided elsewhere.
 
+use aquifer_format::log::BlobPlace;
 use aquifer_format::{ChunkId, Decompressor, check_hash};
 use aquifer_index::PackSummary;
 use bytes::Bytes;
@@ -26,6 +27,8 @@ struct PackCheck {
     /// The object is not what was written, but its blobs were told apart one by one.
     scarred: Option<String>,
     bad: Vec<(ChunkId, String)>,
+    /// Those of them that do not open.
+    sick: Vec<ChunkId>,
 }
 
 /// What was read in all.
@@ -36,7 +39,7 @@ pub(super) struct PacksRead {
     pub(super) blobs: u64,
 }
 
-/// Checks `packs` to `level`; `tell` gets the bytes of each when it is done.
+/// Checks `packs` to `level`; `tell` gets each when it is done, and whether it is whole.
 ///
 /// # Errors
 /// When a store does not answer; a missing pack is a finding.
@@ -45,7 +48,7 @@ pub(super) async fn check(
     packs: Vec<PackSummary>,
     level: VerifyLevel,
     findings: &mut Findings,
-    mut tell: impl FnMut(u64),
+    mut tell: impl FnMut(&PackSummary, bool),
 ) -> Result<PacksRead> {
     // One more than there are cores, so that the next pack is fetched while all of them work.
     let tasks = std::thread::available_parallelism().map_or(2, usize::from) + 1;
@@ -61,19 +64,25 @@ pub(super) async fn check(
         read.packs += 1;
         read.bytes += check.bytes;
         read.blobs += check.blobs;
-        tell(pack.bytes);
+        tell(&pack, check.is_whole());
         check.into_findings(&pack, findings);
     }
 }
 
 impl PackCheck {
+    fn is_whole(&self) -> bool {
+        self.lost.is_none() && self.scarred.is_none() && self.bad.is_empty()
+    }
+
     fn into_findings(self, pack: &PackSummary, findings: &mut Findings) {
         if let Some(what) = self.lost {
             findings.pack(pack.pack, what);
         }
         if let Some(what) = self.scarred {
+            findings.scarred_packs.insert(pack.pack);
             findings.note(DamagedObject::Pack(pack.pack), what);
         }
+        findings.sick_blobs.extend(self.sick.into_iter().map(|id| BlobPlace { pack: pack.pack, id }));
         for (id, what) in self.bad {
             findings.chunk(id, what);
         }
@@ -126,10 +135,16 @@ fn open_all(
     let ids: Vec<ChunkId> = rows.iter().map(|row| row.id).collect();
     let header = *whole.header();
     let mut decompressor = Decompressor::new()?;
+    let state = parts.state.get();
     for (row, copies) in rows.iter().zip(parts.index.get_many(&ids)?) {
         check.blobs += 1;
+        if state.is_quarantined(&pack.pack, &row.id) {
+            // Known, and nothing counts on it.
+            continue;
+        }
         if let Err(source) = whole.blob(&mut decompressor, row) {
             check.bad.push((row.id, format!("pack {}: {source}", pack.pack)));
+            check.sick.push(row.id);
             continue;
         }
         let indexed = copies.iter().find(|copy| copy.pack == pack.pack);

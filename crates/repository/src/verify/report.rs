@@ -34,7 +34,8 @@ pub struct VerifyRequest {
     pub level: VerifyLevel,
     /// Which backups; empty for all that are not forgotten.
     pub backups: Vec<Uuid>,
-    /// Share of the packs in use to read at levels above `Structure`, in percent from 1 to 100.
+    /// Share of the bytes in use to read at levels above `Structure`, in percent from 1 to 100: those packs first that
+    /// this host has not read for the longest time.
     pub sample_percent: u8,
 }
 
@@ -110,6 +111,10 @@ pub struct VerifyReport {
     pub packs_read: u64,
     /// Stored bytes of the packs that were read.
     pub bytes_read: u64,
+    /// Packs in use that this host never read to this level; 0 where none is read.
+    pub never_read: u64,
+    /// When the least recently read of the others was, in milliseconds since 1970 UTC.
+    pub oldest_read_ms: Option<u64>,
     /// Blobs opened and hashed.
     pub blobs_opened: u64,
     /// What is damaged.

@@ -177,7 +177,7 @@ fn a_lost_pack_is_told_as_byte_ranges_of_the_backups_that_use_it() {
         .leaf(0)
         .await
         .unwrap();
-        let place = whole.repository.locate(&[leaf.get(7).unwrap()]).unwrap()[0];
+        let place = whole.repository.locate(&[leaf.get(7).unwrap()]).unwrap()[0].unwrap();
         let key = layout::pack(&place.pack);
         let mut bytes = whole.get(&key).await.to_vec();
         bytes[place.row.offset as usize + 1_000] ^= 1;
