@@ -39,7 +39,7 @@ async fn a_cancelled_backup_ends_soon_is_not_listed_and_the_next_one_works() {
     let rig = Rig::new().await;
     let source = rig.path("source");
     image(&source, 64 << 20, &[(0, noise(2, 64 << 20))]);
-    let slow = rig.nbdkit(&source, &["--readonly", "--filter=delay", "rdelay=50ms"]);
+    let slow = rig.nbdkit(&source, &["--readonly", "--filter=rate", "rate=128M"]);
     let cancel = CancellationToken::new();
     let events = {
         let cancel = cancel.clone();
@@ -62,7 +62,7 @@ async fn a_server_that_is_killed_in_the_middle_fails_the_backup() {
     let rig = Rig::new().await;
     let source = rig.path("source");
     image(&source, 64 << 20, &[(0, noise(3, 64 << 20))]);
-    let mut server = rig.nbdkit(&source, &["--readonly", "--filter=delay", "rdelay=30ms"]);
+    let mut server = rig.nbdkit(&source, &["--readonly", "--filter=rate", "rate=128M"]);
     let begun = Arc::new(AtomicBool::new(false));
     let events = {
         let begun = Arc::clone(&begun);
