@@ -24,7 +24,7 @@ GROUP_TIMEOUT := 1200
 TEST_THREADS ?= 2
 BENCH_DATA ?= $(HOME)/.cache/aquifer/bench
 
-.PHONY: help deps build demo test test-newer-qemu s3-servers lint unit slow $(GROUPS:%=slow-%) bench dist install install-files clean
+.PHONY: help deps build demo test test-newer-qemu s3-servers lint unit slow $(GROUPS:%=slow-%) bench bench-s3 bench-index dist install install-files clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 16
@@ -72,6 +72,12 @@ bench: ## measure against zstd, nbdcopy, cp and restic on a real root file syste
 	$(CARGO) build --release --locked --workspace --bins
 	benches/dataset.sh "$(BENCH_DATA)"
 	$(CARGO_TARGET_DIR)/release/compare "$(BENCH_DATA)"
+
+bench-s3: build ## measure backup and restore over HTTP against the same server's own puts and gets
+	benches/s3.sh "$(BINARY)"
+
+bench-index: deps ## how the chunk index behaves at size: CHUNKS=20000000
+	$(CARGO) run --release --locked --package aquifer-index --example fill -- $(or $(CHUNKS),20000000)
 
 dist: deps ## an optimised build, packed with all that `install` places
 	$(CARGO) build --profile dist --locked --package aquifer-cli

@@ -22,6 +22,9 @@ const PACKS_AT_ONCE: u64 = 64;
 /// Ids of one look-up, as a backup's writer asks.
 const BATCH: u64 = 64;
 
+/// What is extrapolated to: 12.5 TiB of chunks of 128 KiB.
+const LARGE_CHUNKS: u64 = 100_000_000;
+
 /// An id that looks like a hash.
 fn id(number: u64) -> ChunkId {
     let mut bytes = [0; 32];
@@ -99,6 +102,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         index.insert_packs(&group?)?;
     }
     index.flush()?;
+    let filled = started.elapsed();
     println!("insert  {}", rate(packs * CHUNKS_PER_PACK, started));
 
     let asked = chunks.min(2_000_000) / BATCH * BATCH;
@@ -112,6 +116,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     let stats = index.stats()?;
     let bytes = stats.disk_bytes as f64 / (packs * CHUNKS_PER_PACK) as f64;
     println!("on disk {bytes:.1} bytes a chunk; resident {}", resident_mib());
+    // Linear: what a merge costs more at a greater depth is not in it.
+    let times = LARGE_CHUNKS as f64 / (packs * CHUNKS_PER_PACK) as f64;
+    println!(
+        "extrapolated to {} million chunks: {:.1} GiB on disk, filled in {:.0} s",
+        LARGE_CHUNKS / 1_000_000,
+        stats.disk_bytes as f64 * times / f64::from(1 << 30),
+        filled.as_secs_f64() * times
+    );
     drop(index);
     Ok(std::fs::remove_dir_all(&folder)?)
 }

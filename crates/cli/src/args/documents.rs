@@ -7,14 +7,15 @@ pub(super) const BACKUP: &str = r#"JSON: event lines; the last is
   {"event":"done","uuid","parent","domain","created","state","level","seconds","freeze_ms",
    "memory_peak_bytes","packs","disks":[{"name","size_bytes","mode":"full|bitmap|rescan","reason",
    "read_bytes","rechecked_bytes","zero_bytes","kept_bytes","deduplicated_bytes","new_bytes",
-   "stored_bytes","tree_nodes_read","tree_nodes_written"}],"warnings":[…]}
+   "stored_bytes","tree_nodes_read","tree_nodes_written"}],"warnings":[…],"requests":{"puts","creates",
+   "gets","heads","lists","deletes","sent_bytes","received_bytes"}}
 or {"event":"error","kind","message","hint","context"}. With --all, one such line for each domain."#;
 
 /// `restore`
 pub(super) const RESTORE: &str = r#"JSON: event lines; the last is
   {"event":"done","uuid","seconds","dry_run","memory_peak_bytes","disks":[{"name","volume",
    "size_bytes","written_bytes","skipped_bytes","zero_bytes","missing_bytes",
-   "missing":[{"offset","length"}],"verified"}]}
+   "missing":[{"offset","length"}],"verified"}],"requests":{…}}
 or {"event":"error","kind","message","hint","context"}.
 What a salvage could not restore is in "missing"; there the volume is as it was before (a new one reads
 as zeros), and the exit code is 8."#;

@@ -1,0 +1,66 @@
+#!/bin/sh
+# Backup and restore over HTTP against what the same server takes and gives: s3.sh AQUIFER [ROUNDS] [MIB]
+#
+# The server is moto on loopback, in memory: one Python process that shares the machine with its client, so the figures
+# are ratios within a round, never rates of a bucket. The floor are PUTs and GETs of bodies of 32 MiB out of memory and
+# into nothing, four at a time, of as many bytes. The data is random: nothing deduplicates or compresses away.
+set -eu
+
+aquifer=$1
+rounds=${2:-3}
+mib=${3:-1024}
+scratch=$(mktemp -d)
+memory=$(mktemp -d -p /dev/shm)
+server=
+trap 'rm -rf "$scratch" "$memory"; [ -z "$server" ] || kill "$server"' EXIT
+trap 'exit 1' INT TERM
+
+"$(dirname "$0")/../scripts/moto.sh"
+address=127.0.0.1:3907
+start_server() {
+    [ -z "$server" ] || { kill "$server"; wait "$server" 2>/dev/null || true; }
+    "$HOME/.cache/aquifer/moto/bin/moto_server" -H 127.0.0.1 -p 3907 >"$scratch/moto.log" 2>&1 &
+    server=$!
+    for _ in $(seq 300); do
+        ! curl --silent --output /dev/null "http://$address/" || break
+        sleep 0.1
+    done
+    curl --silent --fail --output /dev/null -X PUT "http://$address/bench"
+}
+
+seconds() { date +%s.%N; }
+since() { awk -v from="$1" -v to="$(seconds)" 'BEGIN { print to - from }'; }
+ratio() { awk -v one="$1" -v other="$2" 'BEGIN { print one / other }'; }
+
+head -c $((32 << 20)) /dev/urandom >"$memory/body"
+head -c $((mib << 20)) /dev/urandom >"$scratch/disk.raw"
+printf '[default]\naws_access_key_id = any\naws_secret_access_key = any\n' >"$scratch/credentials"
+head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \n' >"$scratch/password"
+printf '' >"$scratch/aquifer.toml"
+url="s3://bench/main?endpoint=http://$address&credentials-file=$scratch/credentials"
+ours() {
+    "$aquifer" --config "$scratch/aquifer.toml" --state-dir "$scratch/state" --password-file "$scratch/password" \
+        --json -r "$url" "$@"
+}
+numbers=$(seq $((mib / 32)))
+puts() { echo "$numbers" | xargs -P 4 -I N curl --silent --fail --output /dev/null -T "$memory/body" "http://$address/bench/N"; }
+gets() { echo "$numbers" | xargs -P 4 -I N curl --silent --fail --output /dev/null "http://$address/bench/N"; }
+
+echo "round  puts s  backup s  ratio   gets s  restore s  ratio"
+for round in $(seq "$rounds"); do
+    rm -rf "$scratch/state" "$scratch/out.raw"
+    start_server
+    ours repository init >/dev/null
+    at=$(seconds); puts; put=$(since "$at")
+    at=$(seconds); ours backup disk --image "root=$scratch/disk.raw" >"$scratch/backup.json"; backup=$(since "$at")
+    at=$(seconds); gets; get=$(since "$at")
+    # As a host that has nothing but the bucket and the password.
+    rm -rf "$scratch/state"
+    at=$(seconds); ours restore latest:disk --disk "root=raw:$scratch/out.raw" >"$scratch/restore.json"; restore=$(since "$at")
+    cmp "$scratch/disk.raw" "$scratch/out.raw"
+    printf '%5s  %6.2f  %8.2f  %5.2f  %7.2f  %9.2f  %5.2f\n' "$round" "$put" "$backup" "$(ratio "$put" "$backup")" \
+        "$get" "$restore" "$(ratio "$get" "$restore")"
+done
+for job in backup restore; do
+    echo "$job: $(grep -o '"requests":{[^}]*}' "$scratch/$job.json")"
+done
