@@ -25,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::filter;
 use crate::host::Host;
 use crate::monitor::Monitor;
-use crate::names::{FAMILY, Names};
+use crate::names::{FAMILY, Names, session_of};
 use crate::nbd_server::{self, Answer, NbdListen};
 use crate::transport::millis;
 
@@ -64,16 +64,33 @@ pub struct CleanupReport {
     pub thawed: bool,
 }
 
-/// Why a sweep is made.
+/// Why a sweep is made. That of one session, which [`session_of`] its jobs and exports tells, leaves everything alone when
+/// another one has taken its place: its process was taken for dead, and what is there is its successor's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Occasion {
+pub(crate) enum Occasion<'a> {
     /// Something of ours may have been left by a run that was killed: a frozen guest and an NBD server included.
     AfterCrash,
+    /// A session lost its process or its connection.
+    CutOff {
+        /// The session.
+        session: &'a str,
+    },
     /// A session of this process ends.
     SessionEnd {
+        /// The session.
+        session: &'a str,
         /// Whether it started the NBD server.
         server: bool,
     },
+}
+
+impl Occasion<'_> {
+    fn session(&self) -> Option<&str> {
+        match self {
+            Occasion::AfterCrash => None,
+            Occasion::CutOff { session } | Occasion::SessionEnd { session, .. } => Some(session),
+        }
+    }
 }
 
 impl Scope {
@@ -92,9 +109,19 @@ pub async fn cleanup(
     options: &MonitorOptions,
     scope: &Scope,
 ) -> Result<CleanupReport> {
+    connect_and_sweep(address, options, scope, Occasion::AfterCrash).await
+}
+
+/// Connects anew, and sweeps; where no QEMU is, only files are left.
+pub(crate) async fn connect_and_sweep(
+    address: &MonitorAddress,
+    options: &MonitorOptions,
+    scope: &Scope,
+    occasion: Occasion<'_>,
+) -> Result<CleanupReport> {
     let host = Arc::new(Host::of(address, options).await?);
     match Monitor::connect_on(address, options, Arc::clone(&host)).await {
-        Ok(monitor) => sweep(&monitor, options, scope, Occasion::AfterCrash).await,
+        Ok(monitor) => sweep(&monitor, options, scope, occasion).await,
         Err(Error::NoSuchSocket { .. } | Error::NotListening { .. }) => remove_after_qemu(&host, scope).await,
         Err(error) => Err(error),
     }
@@ -147,6 +174,12 @@ impl Inventory {
         })
     }
 
+    /// A job or export of another session of ours.
+    fn successor_of(&self, session: &str) -> Option<&str> {
+        let jobs = self.jobs.iter().filter(|job| job.kind == "backup").map(|job| &job.id);
+        jobs.chain(&self.exports).map(String::as_str).find(|id| session_of(id) != session)
+    }
+
     fn names(&self) -> Vec<String> {
         let jobs = self.jobs.iter().map(|job| format!("job {}", job.id));
         let exports = self.exports.iter().map(|id| format!("export {id}"));
@@ -161,17 +194,21 @@ pub(crate) async fn sweep(
     monitor: &Monitor,
     options: &MonitorOptions,
     scope: &Scope,
-    occasion: Occasion,
+    occasion: Occasion<'_>,
 ) -> Result<CleanupReport> {
     let names = scope.names()?;
     let found = Inventory::take(monitor, &names).await?;
+    if let Some(successor) = occasion.session().and_then(|session| found.successor_of(session)) {
+        tracing::warn!(successor, "another session has taken the place of this one, and is left alone");
+        return Ok(CleanupReport { foreign: found.names(), ..CleanupReport::default() });
+    }
     let went_on = filter::let_go_on(monitor, &names, &found.all).await?;
     let mut report =
         CleanupReport { removed: found.names(), foreign: found.foreign.clone(), ..CleanupReport::default() };
     // A guest that stands still loses no time to an agent that is slow to answer, nor the other way round. The
     // nodes stay until both are done: they are the sign that there is something to thaw.
     let thawing = async {
-        let ask = occasion == Occasion::AfterCrash && !found.nodes.is_empty();
+        let ask = !matches!(occasion, Occasion::SessionEnd { .. }) && !found.nodes.is_empty();
         ask && thaw(monitor, options, scope).await
     };
     let (thawed, continued) = tokio::join!(thawing, end_work(monitor, &found));
@@ -187,8 +224,8 @@ pub(crate) async fn sweep(
     }
     filter::unmark(monitor, &names, &found.all).await?;
     let stop_server = match occasion {
-        Occasion::AfterCrash => server_is_ours(monitor, scope, &found).await?,
-        Occasion::SessionEnd { server } => server && found.foreign_exports.is_empty(),
+        Occasion::AfterCrash | Occasion::CutOff { .. } => server_is_ours(monitor, scope, &found).await?,
+        Occasion::SessionEnd { server, .. } => server && found.foreign_exports.is_empty(),
     };
     if stop_server && nbd_server::stop(monitor, scope).await? {
         report.removed.push("NBD server".to_owned());
@@ -222,7 +259,7 @@ async fn end_work(monitor: &Monitor, found: &Inventory) -> Result<bool> {
 }
 
 /// What is left of a session whose QEMU has ended: files.
-pub(crate) async fn remove_after_qemu(host: &Host, scope: &Scope) -> Result<CleanupReport> {
+async fn remove_after_qemu(host: &Host, scope: &Scope) -> Result<CleanupReport> {
     let mut report = CleanupReport::default();
     remove_files(host, scope, &mut report).await?;
     Ok(report)

@@ -19,7 +19,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::address::{MonitorAddress, MonitorOptions};
-use crate::cleanup::{CleanupReport, Scope, cleanup};
+use crate::cleanup::{CleanupReport, Occasion, Scope, connect_and_sweep};
 use crate::error::{Error, Result};
 
 /// How long the guard may take to say that it is ready, and to go home.
@@ -48,6 +48,8 @@ pub(crate) struct Plan {
     pub(crate) monitor: MonitorAddress,
     pub(crate) options: MonitorOptions,
     pub(crate) scope: Scope,
+    /// Its session, by [`crate::names::session_of`].
+    pub(crate) session: String,
 }
 
 /// The parent's side. Dropping it without [`Guard::dismiss`] makes the guard act.
@@ -139,7 +141,8 @@ pub async fn run() -> Result<()> {
 async fn end(plan: &Plan) -> Result<CleanupReport> {
     let end = Instant::now() + CLEANUP_DEADLINE;
     loop {
-        match cleanup(&plan.monitor, &plan.options, &plan.scope).await {
+        let occasion = Occasion::CutOff { session: &plan.session };
+        match connect_and_sweep(&plan.monitor, &plan.options, &plan.scope, occasion).await {
             Ok(report) => return Ok(report),
             Err(error) if Instant::now() >= end => return Err(error),
             // The dead parent's connection may not be closed yet, or QEMU be busy.

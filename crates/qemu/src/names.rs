@@ -115,6 +115,11 @@ impl Names {
         format!("{}{backup}-{disk}", self.prefix)
     }
 
+    /// What the ids of the jobs and exports of `backup` have in common.
+    pub(crate) fn session_prefix(&self, backup: &str) -> String {
+        session_of(&self.session(backup, 0)).to_owned()
+    }
+
     /// The bitmap that marks the instant of `backup` on the disk called `disk`.
     pub(crate) fn bitmap(&self, backup: &str, disk: &str) -> String {
         format!("{}{backup}-{}", self.bitmap_prefix, escaped(disk))
@@ -151,6 +156,11 @@ impl Names {
     pub(crate) fn socket(&self, folder: &Path) -> Result<PathBuf> {
         socket_path(folder, &self.file_prefix, ".nbd")
     }
+}
+
+/// Whose a job or an export is: its id without the number of the disk.
+pub(crate) fn session_of(id: &str) -> &str {
+    id.rsplit_once('-').map_or(id, |(session, _)| session)
 }
 
 /// `folder/stem+suffix`, or with the stem hashed when that is too long for a unix socket.

@@ -265,7 +265,8 @@ impl<'a> Opening<'a> {
     /// After an error: takes back what was done. If that fails too, the guard is left to do it.
     pub(crate) async fn undo(&self, guard: Option<Guard>) {
         let outcome = async {
-            let occasion = Occasion::SessionEnd { server: self.server };
+            let session = self.names.session_prefix(&self.request.backup);
+            let occasion = Occasion::SessionEnd { session: &session, server: self.server };
             sweep(self.monitor, &self.request.options, &self.request.scope, occasion).await?;
             if self.begun {
                 checkpoint::end(self.monitor, self.marked, Ending::Failed).await?;

@@ -17,6 +17,7 @@ use crate::disk::{Disk, DiskChoice};
 use crate::error::{Error, Result};
 use crate::guard::{Guard, GuardCommand, Plan};
 use crate::monitor::Monitor;
+use crate::names::Names;
 use crate::nbd_server::NbdListen;
 use crate::opening::{Opened, Opening};
 use crate::survey::Domain;
@@ -102,7 +103,6 @@ pub struct Export {
 /// An open session.
 #[derive(Debug)]
 pub struct ExportSession {
-    address: MonitorAddress,
     opened: Opened,
     skipped: Vec<Disk>,
     domain_uuid: Option<String>,
@@ -126,7 +126,7 @@ impl ExportSession {
         let Domain { monitor, request, names, disks, skipped, warnings, uuid: domain_uuid, .. } = domain;
         let guard = match &request.guard {
             None => None,
-            Some(command) => Some(Guard::start(command, &request.plan()).await?),
+            Some(command) => Some(Guard::start(command, &request.plan(&names)).await?),
         };
         let plans = plans.into_iter().chain(std::iter::repeat_with(CheckpointPlan::default));
         let marked: Vec<Marked> = disks
@@ -143,6 +143,7 @@ impl ExportSession {
             }
         };
         let watched = Watched {
+            address: request.monitor,
             monitor,
             options: request.options,
             scope: request.scope,
@@ -151,7 +152,7 @@ impl ExportSession {
             method: request.method,
         };
         let watch = Watch::start(watched.clone(), events);
-        Ok(Self { address: request.monitor, opened, skipped, domain_uuid, marked, watched, watch, guard })
+        Ok(Self { opened, skipped, domain_uuid, marked, watched, watch, guard })
     }
 
     /// The frozen disks.
@@ -274,7 +275,7 @@ impl ExportSession {
     #[must_use]
     pub fn saved(&self) -> SavedSession {
         SavedSession {
-            monitor: self.address.clone(),
+            monitor: self.watched.address.clone(),
             options: self.watched.options.clone(),
             scope: self.watched.scope.clone(),
             method: self.watched.method,
@@ -335,14 +336,19 @@ impl ExportSession {
         let monitor = Monitor::connect(&address, &options).await?;
         let events = monitor.events();
         let (ids, files) = (opened.ids.clone(), opened.files.clone());
-        let watched = Watched { monitor, options, scope, ids, files, method };
+        let watched = Watched { address, monitor, options, scope, ids, files, method };
         let watch = Watch::start(watched.clone(), events);
-        Ok(Self { address, opened, skipped: Vec::new(), domain_uuid, marked, watched, watch, guard: None })
+        Ok(Self { opened, skipped: Vec::new(), domain_uuid, marked, watched, watch, guard: None })
     }
 }
 
 impl SessionRequest {
-    pub(crate) fn plan(&self) -> Plan {
-        Plan { monitor: self.monitor.clone(), options: self.options.clone(), scope: self.scope.clone() }
+    fn plan(&self, names: &Names) -> Plan {
+        Plan {
+            monitor: self.monitor.clone(),
+            options: self.options.clone(),
+            scope: self.scope.clone(),
+            session: names.session_prefix(&self.backup),
+        }
     }
 }

@@ -12,11 +12,12 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
 
-use crate::address::MonitorOptions;
-use crate::cleanup::{CleanupReport, Occasion, Scope, remove_after_qemu, sweep};
+use crate::address::{MonitorAddress, MonitorOptions};
+use crate::cleanup::{CleanupReport, Occasion, Scope, connect_and_sweep, sweep};
 use crate::commands::{QueryExports, QueryJobs, QueryStatus};
 use crate::error::{Error, Result};
 use crate::monitor::{Event, Monitor};
+use crate::names::session_of;
 use crate::session::Method;
 
 /// Why a frozen instant is no more.
@@ -67,6 +68,7 @@ impl fmt::Display for Lost {
 /// What belongs to one session, for the watch and the check.
 #[derive(Debug, Clone)]
 pub(crate) struct Watched {
+    pub(crate) address: MonitorAddress,
     pub(crate) monitor: Monitor,
     pub(crate) options: MonitorOptions,
     pub(crate) scope: Scope,
@@ -210,9 +212,14 @@ impl Watched {
 
     /// The end of the session, in the order of [`sweep`].
     pub(crate) async fn end(&self) -> Result<CleanupReport> {
-        match sweep(&self.monitor, &self.options, &self.scope, Occasion::SessionEnd { server: true }).await {
-            // With QEMU gone, what it had is gone too, but for its files.
-            Err(Error::MonitorClosed { .. }) => remove_after_qemu(self.monitor.host(), &self.scope).await,
+        let session = self.ids.first().map_or("", |id| session_of(id));
+        let occasion = Occasion::SessionEnd { session, server: true };
+        match sweep(&self.monitor, &self.options, &self.scope, occasion).await {
+            // QEMU has ended, or only the way to it: then what it holds for us must not stay.
+            Err(Error::MonitorClosed { .. }) => {
+                let occasion = Occasion::CutOff { session };
+                Box::pin(connect_and_sweep(&self.address, &self.options, &self.scope, occasion)).await
+            }
             outcome => outcome,
         }
     }

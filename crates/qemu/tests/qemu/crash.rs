@@ -7,14 +7,18 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use aquifer_qemu::{Ending, ExportSession, MonitorAddress, MonitorOptions, cleanup};
+use aquifer_qemu::{
+    Ending, ExportSession, Lost, Method, MonitorAddress, MonitorOptions, SessionRequest, cleanup,
+};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
-use crate::support::{Inventory, Machine, PATIENCE, REPOSITORY, eventually, example, qcow2, raw};
+use crate::support::{
+    BACKUP, Inventory, Machine, PATIENCE, REPOSITORY, eventually, example, guard, qcow2, raw,
+};
 
 /// The example program, with a session in it.
 pub(crate) struct Client {
@@ -227,6 +231,49 @@ async fn killed_after_any_command_with_filters_the_guard_puts_everything_back_at
         .await;
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_session_whose_way_to_the_monitor_breaks_is_ended_over_another_connection() {
+    let machine = Machine::start(&[qcow2("n0", 1), raw("n1", 1)]).await;
+    let before = machine.inventory().await;
+    let proxy = Proxy::start(&machine);
+    for method in [Method::Classic, Method::Filter] {
+        let request = SessionRequest { monitor: proxy.address(), method, ..machine.request() };
+        let session = ExportSession::open(request).await.unwrap();
+        let failed = session.failed();
+        proxy.hang_up.send_replace(());
+        assert!(matches!(timeout(PATIENCE, failed).await.unwrap(), Lost::MonitorClosed(_)));
+        assert_ne!(machine.inventory().await, before);
+        session.close(Ending::Failed).await.unwrap();
+        assert_eq!(machine.inventory().await, before);
+        assert!(!machine.has_server("n0").await);
+    }
+}
+
+/// The first was taken for dead, and another host went on.
+#[tokio::test]
+async fn a_session_that_was_cut_off_leaves_its_successor_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let second = folder.path().join("second.sock");
+    let chardev = format!("socket,id=second,path={},server=on,wait=off", second.display());
+    let extra = ["-S", "-chardev", &chardev, "-mon", "chardev=second,mode=control"];
+    let machine = Machine::start_with(&[qcow2("n0", 1)], &extra).await;
+    let before = machine.inventory().await;
+    let proxy = Proxy::start(&machine);
+    let first = SessionRequest { monitor: proxy.address(), guard: Some(guard()), ..machine.request() };
+    let first = ExportSession::open(first).await.unwrap();
+    proxy.hang_up.send_replace(());
+    let backup = BACKUP.replace("0190163d", "0190163e");
+    let successor = SessionRequest { monitor: MonitorAddress::Unix(second), backup, ..machine.request() };
+    let mut successor = ExportSession::open(successor).await.unwrap();
+    let during = machine.inventory().await;
+    let report = first.close(Ending::Failed).await.unwrap();
+    assert!(report.removed.is_empty() && !report.foreign.is_empty(), "{report:?}");
+    assert_eq!(machine.inventory().await, during);
+    successor.check().await.unwrap();
+    successor.close(Ending::Failed).await.unwrap();
+    assert_eq!(machine.inventory().await, before);
 }
 
 #[tokio::test]
