@@ -172,6 +172,9 @@ pub(crate) enum RepositoryCommand {
     /// Give a repository whose log store is lost a new one, the empty place that --log names, out of the copies beside the packs.
     #[command(after_long_help = documents::INFO)]
     AdoptLog,
+    /// Extend the object locks of everything that a backup needs; run it at least as often as half of their period.
+    #[command(after_long_help = documents::EXTEND_LOCKS)]
+    ExtendLocks,
     /// Passwords that open the repository.
     #[command(subcommand)]
     Keys(KeysCommand),

@@ -35,7 +35,7 @@ use crate::exit::Exit;
 pub(crate) async fn run(context: &Context, command: Command) -> Result<Exit> {
     match command {
         // Jobs are told to stop and clean up behind themselves.
-        Command::Backup(args) => backup::run(context, *args).await,
+        Command::Backup(args) => Box::pin(backup::run(context, *args)).await,
         Command::Restore(args) => restore::run(context, args).await,
         Command::Verify(args) => verify::run(context, args).await,
         Command::Repair(args) => repair::run(context, args).await,

@@ -102,6 +102,7 @@ fn repository_kind(error: &RepositoryError) -> Kind {
         E::AtomicCreate { .. } => Kind::Unsupported,
         E::WrongLogStore { .. }
         | E::NoNewLogStore { .. }
+        | E::NoObjectLock { .. }
         | E::StoresDiffer { .. }
         | E::ManySlots { .. }
         | E::NotEncrypted => Kind::Invalid,

@@ -123,9 +123,14 @@ async fn run(context: &JobContext, job: VerifyJob) -> Result<VerifyOutcome> {
 
 async fn read_backup(context: &JobContext, backup: Uuid, outcome: &mut VerifyOutcome) -> Result<()> {
     let record = match context.repository.record(backup).await {
+        // Whose disks somebody else read: there is nothing here to restore.
+        Ok(record) if record.external => return Ok(()),
         Ok(record) => record,
-        // The report names it already.
-        Err(_) => return Ok(()),
+        Err(error) => {
+            let error = Error::from(error);
+            // The report names it already.
+            return if error.kind() == Kind::Corrupt { Ok(()) } else { Err(error) };
+        }
     };
     let session = context.repository.begin_read(SessionKind::Verify, vec![backup]).await?;
     let mut ended = Ok(());

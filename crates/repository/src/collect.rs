@@ -13,6 +13,7 @@
 mod condemn;
 mod filter;
 mod listing;
+mod locks;
 mod marks;
 mod plan;
 mod reap;
@@ -45,6 +46,7 @@ use plan::Plan;
 use repack::Repack;
 use tables::Tables;
 
+pub use locks::LockReport;
 pub use report::{CollectReport, CollectRequest, DECISIONS_MAX, Decision, PackFate, SeenSession, Tally};
 
 /// How long condemned packs stay, unless the caller says otherwise.

@@ -103,6 +103,12 @@ pub enum Error {
         /// The pack store.
         store: String,
     },
+    /// Locks shall be extended, and no store has any.
+    #[error("{store} locks no objects: add object-lock=MODE:PERIOD to its URL")]
+    NoObjectLock {
+        /// The pack store.
+        store: String,
+    },
     /// The log went on in another store.
     #[error(
         "log entry {entry} beside the packs is none of {store}: the log went on elsewhere (`repository adopt-log`), and this store is not to be used any more; name the other one with --log URL or log_url"

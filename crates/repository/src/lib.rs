@@ -78,7 +78,7 @@ pub use aquifer_index::Location;
 
 pub use backups::BackupInfo;
 pub use collect::{
-    CollectReport, CollectRequest, DECISIONS_MAX, Decision, GRACE, PackFate, SeenSession, Tally,
+    CollectReport, CollectRequest, DECISIONS_MAX, Decision, GRACE, LockReport, PackFate, SeenSession, Tally,
 };
 pub use delete::{DeleteScope, Deleted, FORGET_DELAY, Protected, Undeleted};
 pub use error::{Error, RemovalError, Result};

@@ -11,6 +11,8 @@ mod ages;
 mod blame;
 mod findings;
 mod keyless;
+#[cfg(test)]
+mod keyless_tests;
 mod objects;
 mod packs;
 mod report;

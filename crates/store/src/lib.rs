@@ -26,9 +26,9 @@ pub use local::Local;
 pub use memory::Memory;
 pub use metered::{Counters, Metered};
 pub use object::{
-    BoxFuture, Created, GetRange, LIST_PAGE_ENTRIES, Listed, OBJECT_BYTES_MAX, ObjectStore, Page,
+    BoxFuture, Created, GetRange, LIST_PAGE_ENTRIES, Listed, OBJECT_BYTES_MAX, ObjectStore, Page, Retained,
 };
-pub use s3::{Patience, S3, S3Settings};
+pub use s3::{LockMode, ObjectLock, Patience, S3, S3Settings};
 
 /// The bytes of an object; cloning shares them.
 pub use bytes::Bytes;

@@ -7,18 +7,18 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bytes::Bytes;
 
-use crate::{BoxFuture, Created, GetRange, Key, ObjectStore, Page, Result};
+use crate::{BoxFuture, Created, GetRange, Key, ObjectStore, Page, Result, Retained};
 
 /// What went through a [`Metered`] store since it was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counters {
-    /// Number of `put` requests.
+    /// Number of `put` requests, extensions of a lock included.
     pub puts: u64,
     /// Number of `create` requests.
     pub creates: u64,
     /// Number of `get` requests.
     pub gets: u64,
-    /// Number of `head` requests.
+    /// Number of `head` requests, looks at a lock included.
     pub heads: u64,
     /// Number of `list` requests, one a page.
     pub lists: u64,
@@ -144,6 +144,15 @@ impl ObjectStore for Metered {
     fn delete<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<()>> {
         self.atoms.deletes.fetch_add(1, Relaxed);
         self.inner.delete(key)
+    }
+
+    fn retain<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Retained>> {
+        Box::pin(async move {
+            self.atoms.heads.fetch_add(1, Relaxed);
+            let retained = self.inner.retain(key).await?;
+            self.atoms.puts.fetch_add(u64::from(matches!(retained, Retained::Extended(_))), Relaxed);
+            Ok(retained)
+        })
     }
 
     fn describe(&self) -> String {

@@ -33,6 +33,17 @@ pub enum Created {
     Exists,
 }
 
+/// What keeps an object from being deleted (S3 Object Lock).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retained {
+    /// Nothing: the store has no locks, or none on objects of this kind.
+    NoLock,
+    /// It is locked for long enough, until this time in milliseconds since 1970 UTC.
+    Locked(u64),
+    /// Its lock was extended until this time.
+    Extended(u64),
+}
+
 /// Which bytes of an object to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GetRange {
@@ -113,6 +124,14 @@ pub trait ObjectStore: Send + Sync + Debug {
     /// # Errors
     /// `Denied`, `Io`, `Unavailable`.
     fn delete<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<()>>;
+
+    /// Extends the lock of an object if half of the store's retention period, or less, is left of it.
+    ///
+    /// # Errors
+    /// [`crate::Error::NotFound`], `Denied`, `Unavailable`.
+    fn retain<'a>(&'a self, _key: &'a Key) -> BoxFuture<'a, Result<Retained>> {
+        Box::pin(std::future::ready(Ok(Retained::NoLock)))
+    }
 
     /// How messages name this store.
     fn describe(&self) -> String;

@@ -10,6 +10,7 @@
 mod connect;
 mod failure;
 mod list;
+mod lock;
 mod pace;
 mod read;
 mod retry;
@@ -27,12 +28,13 @@ use bytes::Bytes;
 
 use self::connect::Bounded;
 use self::failure::{Attempt, Class, Failure};
+pub use self::lock::{LockMode, ObjectLock};
 use self::pace::Pace;
 use self::retry::{Retry, Task};
 pub use self::settings::{Patience, S3Settings};
 use crate::memory::check_size;
 use crate::object::BoxFuture;
-use crate::{Created, Error, GetRange, Key, ObjectStore, Page, Result};
+use crate::{Created, Error, GetRange, Key, ObjectStore, Page, Result, Retained};
 
 /// The largest answer in bytes to a request that does not read an object. A page of a listing needs most: a thousand
 /// names of at most 1,024 bytes, escaped.
@@ -78,8 +80,11 @@ impl S3 {
     }
 
     fn retry_with(&self, operation: &'static str, key: &str, patience: Patience) -> Retry {
-        let task = Task { store: self.describe(), operation, key: key.to_owned() };
-        Retry::new(task, patience)
+        Retry::new(self.task(operation, key), patience)
+    }
+
+    fn task(&self, operation: &'static str, key: &str) -> Task {
+        Task { store: self.describe(), operation, key: key.to_owned() }
     }
 
     /// One attempt of a request that moves so many bytes, when its turn has come.
@@ -100,6 +105,7 @@ impl S3 {
     /// One attempt to store an object, on the condition that the name is free or on none.
     async fn send(&self, key: &Key, bytes: Bytes, if_absent: bool) -> Attempt<()> {
         let length = bytes.len() as u64;
+        let lock = self.lock_of(key);
         let request = self
             .client
             .put_object()
@@ -108,6 +114,8 @@ impl S3 {
             .checksum_algorithm(ChecksumAlgorithm::Crc32)
             .set_if_none_match(if_absent.then(|| "*".to_owned()))
             .set_storage_class(self.storage_class(key))
+            .set_object_lock_mode(lock.map(ObjectLock::mode))
+            .set_object_lock_retain_until_date(lock.map(ObjectLock::until))
             .body(ByteStream::from(bytes))
             .customize()
             // Without this the algorithm is named and no checksum sent.
@@ -173,7 +181,8 @@ impl S3 {
         }
     }
 
-    async fn remove(&self, key: &Key) -> Result<()> {
+    /// Removes one version of an object, or the object as a bucket without versions has it.
+    async fn remove(&self, key: &Key, version: Option<String>) -> Result<()> {
         let mut retry = self.retry("delete", key.as_str());
         loop {
             let request = self
@@ -181,6 +190,7 @@ impl S3 {
                 .delete_object()
                 .bucket(&self.settings.bucket)
                 .key(self.name(key.as_str()))
+                .set_version_id(version.clone())
                 .customize()
                 .interceptor(Bounded(ANSWER_BYTES_MAX));
             match self.attempt(0, request.send()).await {
@@ -227,7 +237,14 @@ impl ObjectStore for S3 {
     }
 
     fn delete<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<()>> {
-        Box::pin(self.remove(key))
+        match self.lock_of(key) {
+            Some(_) => Box::pin(self.remove_versions(key)),
+            None => Box::pin(self.remove(key, None)),
+        }
+    }
+
+    fn retain<'a>(&'a self, key: &'a Key) -> BoxFuture<'a, Result<Retained>> {
+        Box::pin(self.lock_on(key))
     }
 
     fn describe(&self) -> String {

@@ -4,9 +4,10 @@
 //! takes any; [`S3Server::guard`] turns its checks of signatures and rights on. Two of its faults are mended as it starts
 //! (`serve_moto.py`): as it is shipped, racing creates can both win, and a signed query never matches.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -31,6 +32,21 @@ pub struct AccessKey {
     pub id: String,
     /// The secret part.
     pub secret: String,
+}
+
+impl AccessKey {
+    /// The one of a server that asks for none.
+    pub fn any() -> AccessKey {
+        AccessKey { id: "AKIAANY".to_owned(), secret: "any".to_owned() }
+    }
+
+    /// Writes it to a file in `folder`, in the form of `~/.aws/credentials`.
+    pub fn file_in(&self, folder: &Path) -> Result<PathBuf> {
+        let AccessKey { id, secret } = self;
+        let file = folder.join(format!("{id}.credentials"));
+        fs::write(&file, format!("[default]\naws_access_key_id = {id}\naws_secret_access_key = {secret}\n"))?;
+        Ok(file)
+    }
 }
 
 /// A server that answers.
@@ -101,9 +117,27 @@ impl S3Server {
         self.ask("PUT", &format!("/{name}"), "s3", "").map(drop)
     }
 
+    /// Makes a bucket that keeps versions and heeds object locks.
+    pub fn make_locking_bucket(&self, name: &str) -> Result<()> {
+        let header = "x-amz-bucket-object-lock-enabled: true\r\n";
+        self.ask_with("PUT", &format!("/{name}"), "s3", header, "").map(drop)
+    }
+
     /// Stores an object under any name, already percent-encoded.
     pub fn put(&self, bucket: &str, name: &str, body: &str) -> Result<()> {
         self.ask("PUT", &format!("/{bucket}/{name}"), "s3", body).map(drop)
+    }
+
+    /// The names of the first thousand objects of a bucket, in order.
+    pub fn names(&self, bucket: &str) -> Result<Vec<String>> {
+        let listed = self.ask("GET", &format!("/{bucket}?list-type=2"), "s3", "")?;
+        let names = listed.split("<Key>").skip(1);
+        Ok(names.filter_map(|rest| Some(rest.split_once("</Key>")?.0.to_owned())).collect())
+    }
+
+    /// Removes an object.
+    pub fn remove(&self, bucket: &str, name: &str) -> Result<()> {
+        self.ask("DELETE", &format!("/{bucket}/{name}"), "s3", "").map(drop)
     }
 
     /// Makes a user who may do these actions (`s3:PutObject`) with everything, and returns a key of theirs.
@@ -134,13 +168,18 @@ impl S3Server {
 
     /// One plain request that must succeed, and the body of its answer.
     fn ask(&self, method: &str, path: &str, service: &str, body: &str) -> Result<String> {
+        self.ask_with(method, path, service, "", body)
+    }
+
+    /// The same with further lines of the head.
+    fn ask_with(&self, method: &str, path: &str, service: &str, further: &str, body: &str) -> Result<String> {
         let mut stream = TcpStream::connect(self.address)?;
         stream.set_read_timeout(Some(SERVING_WITHIN))?;
         // Moto takes the body of a form for parameters.
         let kind = if service == "iam" { "application/x-www-form-urlencoded" } else { "text/plain" };
         let request = format!(
             "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Length: {}\r\n\
-             Content-Type: {kind}\r\n\
+             Content-Type: {kind}\r\n{further}\
              Authorization: AWS4-HMAC-SHA256 Credential=test/20250101/us-east-1/{service}/aws4_request, \
              SignedHeaders=host, Signature=0\r\n\r\n{body}",
             self.address,
@@ -150,7 +189,8 @@ impl S3Server {
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-        ensure!(head.starts_with("HTTP/1.1 200 "), "moto refused {method} {path}: {answer}");
+        let done = ["HTTP/1.1 200 ", "HTTP/1.1 204 "].iter().any(|status| head.starts_with(status));
+        ensure!(done, "moto refused {method} {path}: {answer}");
         Ok(body.to_owned())
     }
 }

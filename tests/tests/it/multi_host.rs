@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
-use aquifer_testkit::{Aquifer, S3Server, TempDir, tempdir};
+use aquifer_testkit::{AccessKey, Aquifer, S3Server, TempDir, tempdir};
 
 use crate::Outcome;
 use crate::rig::{ensure_same, sample, text};
@@ -44,8 +44,7 @@ impl Fleet {
         let folder = tempdir()?;
         let server = S3Server::start(folder.path())?;
         server.make_bucket("fleet")?;
-        let credentials = folder.path().join("credentials");
-        fs::write(&credentials, "[default]\naws_access_key_id = AKIAANY\naws_secret_access_key = any\n")?;
+        let credentials = AccessKey::any().file_in(folder.path())?;
         let url = format!(
             "s3://fleet/main?endpoint=http://{}&credentials-file={}",
             server.address(),

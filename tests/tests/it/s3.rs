@@ -4,9 +4,12 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use aquifer_testkit::{AccessKey, Aquifer, Ended, Fault, HttpProxy, Rule, S3Server, TempDir, tempdir};
+use aquifer_testkit::{
+    AccessKey, Aquifer, Ended, Fault, HttpProxy, Rule, S3Server, TempDir, process, tempdir,
+};
 
 use crate::Outcome;
 use crate::rig::{ensure_same, sample, text};
@@ -23,9 +26,18 @@ struct Bucket {
 
 impl Bucket {
     fn new() -> Result<Bucket> {
+        Bucket::made_by(S3Server::make_bucket)
+    }
+
+    /// One that heeds object locks.
+    fn locking() -> Result<Bucket> {
+        Bucket::made_by(S3Server::make_locking_bucket)
+    }
+
+    fn made_by(make: impl FnOnce(&S3Server, &str) -> Result<()>) -> Result<Bucket> {
         let folder = tempdir()?;
         let server = S3Server::start(folder.path())?;
-        server.make_bucket(BUCKET)?;
+        make(&server, BUCKET)?;
         let proxy = HttpProxy::start(server.address())?;
         let image = folder.path().join("stopped.raw");
         sample(&image, 9 << 20)?;
@@ -34,16 +46,13 @@ impl Bucket {
 
     /// The repository's URL through this address, with the credentials of `key`.
     fn url(&self, address: SocketAddr, key: &AccessKey) -> Result<String> {
-        let file = self.folder.path().join(format!("{}.credentials", key.id));
-        let AccessKey { id, secret } = key;
-        fs::write(&file, format!("[default]\naws_access_key_id = {id}\naws_secret_access_key = {secret}\n"))?;
+        let file = key.file_in(self.folder.path())?;
         Ok(format!("s3://{BUCKET}/main?endpoint=http://{address}&credentials-file={}", text(&file)))
     }
 
     /// A user whose repository is behind the proxy.
     fn user(&self) -> Result<Aquifer> {
-        let any = AccessKey { id: "AKIAANY".into(), secret: "any".into() };
-        Ok(Aquifer::new(self.folder.path())?.at(self.url(self.proxy.address(), &any)?))
+        Ok(Aquifer::new(self.folder.path())?.at(self.url(self.proxy.address(), &AccessKey::any())?))
     }
 
     /// Backs up the image and proves that it comes back.
@@ -187,14 +196,106 @@ fn losing_the_log_store_loses_nothing_and_a_new_one_takes_its_place() -> Outcome
 
 #[test]
 #[ignore = "slow group s3"]
+fn a_locked_bucket_keeps_what_was_deleted_until_its_time_and_what_is_needed_for_as_long() -> Outcome {
+    let bucket = Bucket::locking()?;
+    let url = bucket.url(bucket.proxy.address(), &AccessKey::any())?;
+    let at = |period: &str| format!("{url}&object-lock=governance:{period}");
+    let aquifer = Aquifer::new(bucket.folder.path())?.at(at("30s"));
+    aquifer.run(&["repository", "init"])?.ok()?;
+    let gone = bucket.folder.path().join("gone.raw");
+    sample(&gone, 6 << 20)?;
+    let mut bytes = fs::read(&gone)?;
+    bytes.reverse();
+    fs::write(&gone, bytes)?;
+    aquifer.backup(&["gone", "--image", &format!("root={}", text(&gone))])?;
+    bucket.there_and_back(&aquifer, "first")?;
+    aquifer.run(&["delete", "latest:gone", "--forget-delay", "0s"])?.ok()?;
+    let collect = ["collect", "--grace", "0s", "--max-repack", "0"];
+    let early = aquifer.run(&collect)?.ok()?.document()?;
+    ensure!(early["refused"].as_u64() > Some(0) && early["deleted"]["objects"] == 0, "{early}");
+
+    // Under a period of an hour none of the locks has half of it left.
+    let longer = at("1h");
+    let extend = ["--repository", &longer, "repository", "extend-locks"];
+    let first = aquifer.run(&extend)?.ok()?.document()?;
+    ensure!(first["extended"].as_u64() > Some(5) && first["unneeded"].as_u64() > Some(0), "{first}");
+    let second = aquifer.run(&extend)?.ok()?.document()?;
+    ensure!(second["objects"].as_u64() >= first["objects"].as_u64() && second["extended"] == 0, "{second}");
+
+    let freed = process::wait_for("the end of the locks", Duration::from_secs(120), || {
+        let done = aquifer.run(&collect)?.ok()?.document()?;
+        Ok((done["deleted"]["objects"].as_u64() > Some(0)).then_some(done))
+    })?;
+    ensure!(freed["deleted"]["bytes"].as_u64() > Some(1 << 20), "{freed}");
+    aquifer.restore("latest:stopped", &["root"], "second")?;
+    aquifer.run(&["verify", "--level", "chunks"])?.ok()?;
+    // What was extended outlives even its own deletion.
+    aquifer.run(&["delete", "latest:stopped", "--forget-delay", "0s"])?.ok()?;
+    let kept = aquifer.run(&collect)?.ok()?.document()?;
+    ensure!(kept["refused"].as_u64() > Some(0), "{kept}");
+
+    let unlocked = ["--repository", &url, "repository", "extend-locks"];
+    aquifer.run(&unlocked)?.refused(3, "invalid", &["object-lock="])?;
+    Ok(())
+}
+
+#[test]
+#[ignore = "slow group s3"]
+fn a_bucket_that_was_rolled_back_is_refused_by_a_host_that_saw_more_and_good_for_one_that_did_not() -> Outcome
+{
+    let bucket = Bucket::new()?;
+    let aquifer = bucket.user()?;
+    aquifer.run(&["repository", "init"])?.ok()?;
+    bucket.there_and_back(&aquifer, "first")?;
+    let before = bucket.server.names(BUCKET)?;
+    let source = format!("root={}", text(&bucket.image));
+    let lost = aquifer.backup(&["stopped", "--image", &source])?;
+    for name in bucket.server.names(BUCKET)? {
+        if !before.contains(&name) {
+            bucket.server.remove(BUCKET, &name)?;
+        }
+    }
+    for command in [&["list"][..], &["backup", "stopped", "--image", &source], &["collect"]] {
+        let words = ["rolled back or truncated", "restore its newer state, or remove"];
+        aquifer.run(command)?.refused(8, "corrupt", &words)?;
+    }
+    fs::remove_dir_all(aquifer.state_dir())?;
+    fs::create_dir(aquifer.state_dir())?;
+    ensure!(aquifer.list()?.len() == 1, "only what was there before: {lost:?}");
+    let images = aquifer.restore("latest:stopped", &["root"], "second")?;
+    ensure_same(&bucket.image, &images[0])?;
+    aquifer.backup(&["stopped", "--image", &source])?;
+    Ok(())
+}
+
+#[test]
+#[ignore = "slow group s3"]
+fn a_log_of_another_repository_is_refused() -> Outcome {
+    let bucket = Bucket::new()?;
+    let aquifer = bucket.user()?;
+    let log = |name: &str| text(&bucket.folder.path().join(name));
+    aquifer.run(&["--log", &log("own"), "repository", "init"])?.ok()?;
+    let other = aquifer.repository();
+    let other = text(&other);
+    aquifer.run(&["--repository", &other, "--log", &log("theirs"), "repository", "init"])?.ok()?;
+    aquifer.run(&["--log", &log("theirs"), "list"])?.refused(3, "invalid", &["different repositories"])?;
+    Ok(())
+}
+
+#[test]
+#[ignore = "slow group s3"]
 fn each_failure_of_a_bucket_has_its_exit_code_and_says_why() -> Outcome {
     let bucket = Bucket::new()?;
     let aquifer = bucket.user()?;
     aquifer.run(&["list"])?.refused(4, "not_found", &["holds no repository", "repository init"])?;
     let server = bucket.server.address();
     let nowhere = format!("s3://nowhere?endpoint=http://{server}");
-    let any = AccessKey { id: "AKIAANY".into(), secret: "any".into() };
-    let file = bucket.url(server, &any)?.split("credentials-file=").nth(1).unwrap_or_default().to_owned();
+    let file = bucket
+        .url(server, &AccessKey::any())?
+        .split("credentials-file=")
+        .nth(1)
+        .unwrap_or_default()
+        .to_owned();
     let at = |url: &str| aquifer.run(&["--repository", &format!("{url}&credentials-file={file}"), "list"]);
     at(&nowhere)?.refused(4, "not_found", &["no such bucket"])?;
     at("s3://offsite?endpoint=http://127.0.0.1:1")?.refused(7, "unavailable", &["127.0.0.1:1", "refused"])?;

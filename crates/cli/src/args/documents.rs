@@ -34,6 +34,11 @@ anew out of this repository and out of the other one, and what is damaged after 
 it. Exit code 8 if anything is. What nobody has any more, the next backup of the disk stores anew if the
 disk still has it; run it, and repair again. Nothing is deleted."#;
 
+/// `repository extend-locks`
+pub(super) const EXTEND_LOCKS: &str = r#"JSON: {"objects","extended","unneeded","locked_until_ms"}: objects that are needed in the stores that
+lock, those whose lock was extended, objects that nobody needs, and when the first lock of a needed
+object ends. Only locks that have less than half of their period left are extended."#;
+
 /// `list`
 pub(super) const LIST: &str = r#"JSON: [{"uuid","parent","domain","created","state":"completed|deleted","level","description",
  "labels","protected","external","deleted_until","read_bytes","new_bytes","stored_bytes","disks":[{"name",

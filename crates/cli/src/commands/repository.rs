@@ -11,13 +11,15 @@ use aquifer_engine::clock::System;
 use aquifer_engine::repository::format::KdfParams;
 use aquifer_engine::repository::store::probe;
 use aquifer_engine::repository::{
-    Access, InitOptions, OpenOptions, RebuildFrom, RebuildProgress, Repository, RepositoryInfo, Secret, World,
+    Access, InitOptions, LockReport, OpenOptions, RebuildFrom, RebuildProgress, Repository, RepositoryInfo,
+    Secret, World,
 };
 use aquifer_engine::{Error, Kind, Result};
 use indicatif::ProgressBar;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
+use super::list::timestamp;
 use super::open::IfMissing;
 use super::{keys, open};
 use crate::args::{InitArgs, RepositoryCommand};
@@ -38,6 +40,7 @@ pub(crate) async fn run(context: &Context, command: RepositoryCommand) -> Result
         RepositoryCommand::Probe => return race(context).await,
         RepositoryCommand::RebuildIndex { from_packs } => rebuild(context, from_packs).await?,
         RepositoryCommand::AdoptLog => adopt_log(context).await?,
+        RepositoryCommand::ExtendLocks => extend_locks(context).await?,
         RepositoryCommand::Keys(command) => keys::run(context, command).await?,
     }
     Ok(Exit::Done)
@@ -101,6 +104,25 @@ async fn adopt_log(context: &Context) -> Result<()> {
     };
     let repository = Repository::adopt_log(options).await?;
     context.output.report(&Info::new(chosen, repository.info()))
+}
+
+async fn extend_locks(context: &Context) -> Result<()> {
+    let repository = open::reader(context).await?;
+    let report = Box::pin(repository.extend_locks(context.cancel.cancelled())).await?;
+    context.output.report(&report)
+}
+
+impl Report for LockReport {
+    fn human(&self) -> String {
+        let until = match self.locked_until_ms {
+            Some(ms) => timestamp(ms).map_or_else(|_| format!("{ms} ms"), human::time),
+            None => "never".to_owned(),
+        };
+        format!(
+            "{} objects are needed; {} locks extended, the first ends {until}; {} objects nobody needs\n",
+            self.objects, self.extended, self.unneeded
+        )
+    }
 }
 
 async fn init(context: &Context, args: InitArgs) -> Result<()> {

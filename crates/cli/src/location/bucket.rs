@@ -5,22 +5,28 @@
 //!
 //! Invariant: what is not understood is refused; a misspelt setting is never passed over.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use aquifer_engine::repository::store::S3Settings;
+use aquifer_engine::repository::store::{LockMode, ObjectLock, S3Settings};
 use aquifer_engine::{Error, Kind};
 
 use super::percent_decode;
+use crate::args::values::Span;
 
 /// What the query may say, for messages.
-const SETTINGS: &str =
-    "endpoint, region, path-style, profile, credentials-file, ca-file, storage-class, requests-per-second";
+const SETTINGS: &str = "endpoint, region, path-style, profile, credentials-file, ca-file, storage-class, \
+                        object-lock, requests-per-second";
 
 /// Kinds of objects that may have a storage class of their own: what is large, and not read at every start.
 const CLASSED: [&str; 3] = ["index", "packs", "par"];
 
 /// Storage classes from which nothing can be read without asking for it hours before.
 const ARCHIVES: [&str; 2] = ["GLACIER", "DEEP_ARCHIVE"];
+
+/// How long a lock may last; a hundred years is what Amazon takes at most.
+const LOCK_PERIODS: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(36_500 * 86_400);
 
 /// Reads what follows `s3://` in `text`.
 pub(super) fn read(text: &str, rest: &str) -> Result<S3Settings, Error> {
@@ -55,6 +61,9 @@ pub(super) fn read(text: &str, rest: &str) -> Result<S3Settings, Error> {
             "ca-file" => settings.ca_file = Some(PathBuf::from(value)),
             "storage-class" => {
                 settings.storage_classes.push(storage_class(&value).map_err(|what| wrong(&what))?);
+            }
+            "object-lock" => {
+                settings.object_lock = Some(object_lock(&value).map_err(|what| wrong(&what))?);
             }
             "requests-per-second" => {
                 settings.requests_per_second = Some(rate(&value).map_err(|what| wrong(&what))?);
@@ -120,6 +129,23 @@ fn storage_class(value: &str) -> Result<(String, String), String> {
     Ok((kind.to_owned(), class.to_owned()))
 }
 
+/// `MODE:PERIOD`
+fn object_lock(value: &str) -> Result<ObjectLock, String> {
+    let (mode, period) = value.split_once(':').unwrap_or((value, ""));
+    let mode = match mode {
+        "governance" => Some(LockMode::Governance),
+        "compliance" => Some(LockMode::Compliance),
+        _ => None,
+    };
+    let period =
+        period.parse().ok().map(|Span(period)| period).filter(|period| LOCK_PERIODS.contains(period));
+    mode.zip(period).map(|(mode, period)| ObjectLock { mode, period }).ok_or_else(|| {
+        format!(
+            "object-lock={value} is not MODE:PERIOD with governance or compliance, and a period from 1s to 36500d"
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,7 +165,7 @@ mod tests {
     fn the_query_says_how_to_reach_it() {
         let text = "s3://offsite/main?endpoint=http://[::1]:9000/&region=garage&profile=backup\
                     &credentials-file=/etc/a%20b&ca-file=/etc/ca.pem&requests-per-second=50\
-                    &storage-class=packs:STANDARD_IA&storage-class=index:STANDARD";
+                    &storage-class=packs:STANDARD_IA&storage-class=index:STANDARD&object-lock=compliance:30d";
         let mut expected = S3Settings::new("offsite", "main");
         expected.endpoint = Some("http://[::1]:9000".into());
         expected.region = Some("garage".into());
@@ -149,6 +175,8 @@ mod tests {
         expected.requests_per_second = Some(50);
         expected.storage_classes =
             vec![("packs".into(), "STANDARD_IA".into()), ("index".into(), "STANDARD".into())];
+        let period = Duration::from_secs(30 * 86_400);
+        expected.object_lock = Some(ObjectLock { mode: LockMode::Compliance, period });
         expected.path_style = true;
         assert_eq!(url(text).unwrap(), expected);
     }
@@ -177,6 +205,10 @@ mod tests {
             ("s3://offsite?region=%zz", "region"),
             ("s3://offsite?path-style=yes", "path-style=yes"),
             ("s3://offsite?requests-per-second=0", "above 0"),
+            ("s3://offsite?object-lock=compliance", "MODE:PERIOD"),
+            ("s3://offsite?object-lock=strict:30d", "governance or compliance"),
+            ("s3://offsite?object-lock=governance:0s", "from 1s"),
+            ("s3://offsite?object-lock=governance:36501d", "36500d"),
             ("s3://offsite?storage-class=STANDARD_IA", "KIND:CLASS"),
             ("s3://offsite?storage-class=log:STANDARD_IA", "packs"),
             ("s3://offsite?storage-class=packs:GLACIER", "cannot be read"),

@@ -51,8 +51,11 @@ impl Listing {
     }
 }
 
-/// Tells `found` every object below `prefix`, in the order of keys.
-async fn each(
+/// Tells `found` every object below `prefix`, in the order of keys, and puts names that are no keys into `foreign`.
+///
+/// # Errors
+/// Those of the store.
+pub(super) async fn each(
     store: &dyn ObjectStore,
     prefix: &str,
     foreign: &mut Vec<String>,

@@ -52,7 +52,7 @@ pub async fn verify_keyless(
             packs = Some(listing.packs);
         }
     }
-    let packs = packs.unwrap_or_default();
+    let mut packs = packs.unwrap_or_default();
     let mut ages = Ages::load(local.as_ref());
     let (mut packs_read, mut bytes_read) = (0, 0);
     if level > VerifyLevel::Structure {
@@ -65,12 +65,16 @@ pub async fn verify_keyless(
             chosen,
             running: JoinSet::new(),
         };
-        while let Some((pack, bytes, wrong)) = read.next().await? {
-            (packs_read, bytes_read) = (packs_read + 1, bytes_read + bytes);
-            match wrong {
-                None => ages.note(pack, level, world.wall_ms()),
-                Some(what) => findings.pack(pack, format!("pack {pack}: {what}")),
+        while let Some((pack, bytes, found)) = read.next().await? {
+            match found {
+                Found::Whole => ages.note(pack, level, world.wall_ms()),
+                Found::Damaged(what) => findings.pack(pack, format!("pack {pack}: {what}")),
+                Found::Gone => {
+                    packs.remove(&pack);
+                    continue;
+                }
             }
+            (packs_read, bytes_read) = (packs_read + 1, bytes_read + bytes);
             let told = VerifyProgress { bytes_done: bytes_read, bytes_total, ..VerifyProgress::default() };
             progress(told);
         }
@@ -99,8 +103,16 @@ pub async fn verify_keyless(
     })
 }
 
-/// A pack, the bytes it was listed with, and what is wrong with it.
-type Checked = (PackName, u64, Option<String>);
+/// A pack, the bytes it was listed with, and what was found.
+type Checked = (PackName, u64, Found);
+
+/// What became of reading a pack.
+enum Found {
+    Whole,
+    Damaged(String),
+    /// Deleted since it was listed, by a collection: without the log nobody can say more.
+    Gone,
+}
 
 /// Packs that are read, a few at a time.
 struct Reading {
@@ -133,22 +145,22 @@ async fn check(
 ) -> Result<Checked> {
     let body = match store.get(&layout::pack(&pack), GetRange::Whole).await.map_err(Error::from) {
         Ok(body) => body,
-        // Collected since it was listed, or gone.
-        Err(error) if is_damage(&error) => return Ok((pack, bytes, Some(error.to_string()))),
+        Err(Error::Store(error)) if error.is_not_found() => return Ok((pack, bytes, Found::Gone)),
+        Err(error) if is_damage(&error) => return Ok((pack, bytes, Found::Damaged(error.to_string()))),
         Err(error) => return Err(error),
     };
-    let wrong = blocking(move || {
+    let found = blocking(move || {
         if let Err(error) = check_hash(&body) {
-            return Ok(Some(error.to_string()));
+            return Ok(Found::Damaged(error.to_string()));
         }
         Ok(match PackHeader::decode(&body) {
-            Err(error) => Some(error.to_string()),
+            Err(error) => Found::Damaged(error.to_string()),
             // A replica keeps the bytes of another repository, under names of its own.
             Ok(header) if header.repository == config.repository && header.name != pack => {
-                Some(format!("it is pack {}", header.name))
+                Found::Damaged(format!("it is pack {}", header.name))
             }
-            Ok(_) => None,
+            Ok(_) => Found::Whole,
         })
     });
-    Ok((pack, bytes, wrong.await?))
+    Ok((pack, bytes, found.await?))
 }

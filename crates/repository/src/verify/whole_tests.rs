@@ -15,13 +15,13 @@ const CHUNK: u32 = 64 << 10;
 const SIZE: usize = 300 * 64 * 1024;
 
 /// A repository in memory.
-struct Whole {
-    store: Memory,
+pub(super) struct Whole {
+    pub(super) store: Memory,
     repository: Arc<Repository>,
 }
 
 impl Whole {
-    async fn new() -> Self {
+    pub(super) async fn new() -> Self {
         let store = Memory::new();
         let options = InitOptions {
             stores: Stores { packs: Arc::new(store.clone()), log: None },
@@ -37,7 +37,7 @@ impl Whole {
     }
 
     /// Backs one disk up, over its state in `parent`.
-    async fn backup(
+    pub(super) async fn backup(
         &self,
         number: u128,
         parent: Option<&Record>,
@@ -70,13 +70,13 @@ impl Whole {
     }
 
     /// Every object that a verification answers for.
-    async fn keys(&self) -> Vec<Key> {
+    pub(super) async fn keys(&self) -> Vec<Key> {
         let page = self.store.list("", None).await.unwrap();
         let lasting = |key: &Key| !key.as_str().starts_with("hb/") && !key.as_str().starts_with("probe/");
         page.entries.into_iter().map(|entry| entry.key).filter(lasting).collect()
     }
 
-    async fn get(&self, key: &Key) -> Bytes {
+    pub(super) async fn get(&self, key: &Key) -> Bytes {
         self.store.get(key, GetRange::Whole).await.unwrap()
     }
 }

@@ -6,6 +6,7 @@
 //! Invariant: bytes are returned only when exactly as many came as the range and the object's size call for.
 
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
+use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_sdk_s3::primitives::ByteStream;
 use bytes::{Bytes, BytesMut};
 
@@ -53,6 +54,11 @@ impl S3 {
 
     /// The size of an object in bytes.
     pub(super) async fn size(&self, key: &Key) -> Result<u64> {
+        self.look_at(key).await.map(|(bytes, _)| bytes)
+    }
+
+    /// What the server knows of an object, with its size in bytes.
+    pub(super) async fn look_at(&self, key: &Key) -> Result<(u64, HeadObjectOutput)> {
         let mut retry = self.retry("look at", key.as_str());
         loop {
             let request = self
@@ -64,7 +70,7 @@ impl S3 {
                 .interceptor(Bounded(ANSWER_BYTES_MAX));
             let failure = match self.attempt(0, request.send()).await {
                 Ok(head) => match head.content_length().and_then(|length| u64::try_from(length).ok()) {
-                    Some(length) => return Ok(length),
+                    Some(length) => return Ok((length, head)),
                     None => Failure::new(Class::Network, "an answer without a length"),
                 },
                 Err(failure) => failure,

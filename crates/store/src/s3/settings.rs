@@ -5,6 +5,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::lock::ObjectLock;
+
 /// Where a bucket is and how to talk to its server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct S3Settings {
@@ -26,6 +28,8 @@ pub struct S3Settings {
     pub ca_file: Option<PathBuf>,
     /// Storage class by first word of the key (`packs`, `index`); the bucket's default for all others.
     pub storage_classes: Vec<(String, String)>,
+    /// What the bucket shall keep from being deleted, and for how long; `None` to leave that to the bucket.
+    pub object_lock: Option<ObjectLock>,
     /// Most requests per second over all operations of this store; `None` for no cap.
     pub requests_per_second: Option<u32>,
     /// How long to go on after failures.
@@ -45,6 +49,7 @@ impl S3Settings {
             credentials_file: None,
             ca_file: None,
             storage_classes: Vec::new(),
+            object_lock: None,
             requests_per_second: None,
             patience: Patience::default(),
         }

@@ -2,13 +2,12 @@
 
 mod faults;
 mod listing;
+mod lock;
 mod probing;
 mod refusals;
 mod tls;
 
-use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -56,22 +55,13 @@ impl Rig {
         }
     }
 
-    /// A file with an access key.
-    fn credentials(&self, key: &AccessKey) -> Result<PathBuf> {
-        let file = self.folder.path().join(format!("{}.credentials", key.id));
-        let AccessKey { id, secret } = key;
-        fs::write(&file, format!("[default]\naws_access_key_id = {id}\naws_secret_access_key = {secret}\n"))?;
-        Ok(file)
-    }
-
     /// Settings for the server at `address`, with short waits and any access key.
     fn settings(&self, address: SocketAddr) -> Result<S3Settings> {
-        let any = AccessKey { id: "AKIAANY".into(), secret: "any".into() };
         Ok(S3Settings {
             endpoint: Some(format!("http://{address}")),
             region: Some("us-east-1".into()),
             path_style: true,
-            credentials_file: Some(self.credentials(&any)?),
+            credentials_file: Some(AccessKey::any().file_in(self.folder.path())?),
             patience: Patience {
                 attempts: 4,
                 backoff: Duration::from_millis(5),

@@ -29,7 +29,7 @@ async fn a_host_without_the_right_to_delete_can_do_all_that_a_backup_needs() -> 
     let writer = rig.server()?.make_user("writer", &BACKUP_RIGHTS)?;
     rig.server()?.guard()?;
     let mut settings = rig.settings(rig.address)?;
-    settings.credentials_file = Some(rig.credentials(&writer)?);
+    settings.credentials_file = Some(writer.file_in(rig.folder.path())?);
     let store: Arc<dyn ObjectStore> = Arc::new(S3::open(settings).await?);
     assert_eq!(store.create(&log(1)?, Bytes::from_static(b"entry")).await?, Created::Won);
     assert_eq!(store.create(&log(1)?, Bytes::from_static(b"other")).await?, Created::Exists);
@@ -56,7 +56,7 @@ async fn wrong_credentials_are_denied_at_once() -> Outcome {
     let wrong = AccessKey { id: right.id, secret: "wrong".into() };
     for (key, code) in [(unknown, "InvalidAccessKeyId"), (wrong, "SignatureDoesNotMatch")] {
         let mut settings = rig.settings(rig.proxy.address())?;
-        settings.credentials_file = Some(rig.credentials(&key)?);
+        settings.credentials_file = Some(key.file_in(rig.folder.path())?);
         rig.proxy.arm([]);
         let error = S3::open(settings).await.unwrap_err();
         assert!(matches!(error, Error::Denied { .. }), "{error}");
