@@ -6,6 +6,7 @@
 # s3s-fs and garage are built by cargo into the cache folder once, which takes minutes. Everything runs on loopback, in
 # a scratch folder, and ends with this script.
 set -eu
+umask 077
 
 aquifer=$1
 shift
@@ -50,7 +51,7 @@ probe() {
     url="s3://probe/main?endpoint=http://$2&region=$5&credentials-file=$scratch/credentials"
     echo "== $1"
     for _ in 1 2 3; do
-        "$aquifer" --json -r "$url" repository probe || true
+        "$aquifer" -r "$url" repository probe || true
     done
 }
 
@@ -87,9 +88,12 @@ kill_node() {
     wait "$pid" 2>/dev/null || true
 }
 
-# Waits until a job whose events go to this file is under way.
+# Waits until the job of this process, whose events go to this file, is under way.
 under_way() {
-    until grep -q '"event":"progress"' "$1"; do sleep 0.05; done
+    until grep -q '"event":"progress"' "$2"; do
+        kill -0 "$1"
+        sleep 0.05
+    done
 }
 
 # Aquifer as the host with this name: a state folder of its own, packs in the bucket, the log in a directory.
@@ -109,7 +113,7 @@ nodes_die() {
     for image in one two; do : >"$scratch/$image.json"; done
     host first backup one --image "root=$scratch/one.raw" >"$scratch/one.json" & first=$!
     host second backup two --image "root=$scratch/two.raw" >"$scratch/two.json" & second=$!
-    under_way "$scratch/one.json"
+    under_way "$first" "$scratch/one.json"
     kill_node 3
     wait "$first" && wait "$second"
     echo "two backups, node 3 killed in the middle: both committed"
@@ -118,7 +122,7 @@ nodes_die() {
     while garage status | grep -q FAILED; do sleep 0.5; done
     : >"$scratch/restore.json"
     host third restore latest:one --disk "root=raw:$scratch/out.raw" >"$scratch/restore.json" & restore=$!
-    under_way "$scratch/restore.json"
+    under_way "$restore" "$scratch/restore.json"
     kill_node 2
     wait "$restore"
     cmp "$scratch/one.raw" "$scratch/out.raw"
