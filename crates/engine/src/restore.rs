@@ -28,6 +28,9 @@ use crate::volume::{Applied, Volume, blocking};
 use crate::walk::Walked;
 use crate::workers::Workers;
 
+/// Ranges of packs that can be on their way at once, whatever the budget.
+const RANGES_IN_FLIGHT: u64 = 4;
+
 /// Restores disks of a backup into volumes.
 ///
 /// # Errors
@@ -284,6 +287,9 @@ pub(crate) async fn copy(
     mut lanes: JoinSet<Result<()>>,
 ) -> Result<()> {
     let chunk_bytes = context.repository.config().chunk_bytes;
+    // A bucket is read in few large ranges, and several must be on their way.
+    let ranges_bytes = RANGES_IN_FLIGHT * u64::from(context.repository.range_bytes());
+    let transit_bytes = context.settings.transit_bytes(chunk_bytes).max(ranges_bytes);
     let failed = CancellationToken::new();
     let threads = context.settings.thread_count();
     let openers = (0..threads).map(|_| Ok(Opener::new(context.repository.chunk_opener()?)));
@@ -291,7 +297,7 @@ pub(crate) async fn copy(
     let shared = Shared {
         repository: Arc::clone(&context.repository),
         jobs: workers.queue(),
-        buffers: Buffers::new(context.settings.transit_bytes(chunk_bytes), chunk_bytes),
+        buffers: Buffers::new(transit_bytes, chunk_bytes),
     };
     let mut disks = JoinSet::new();
     for target in targets {

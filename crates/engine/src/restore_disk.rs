@@ -38,9 +38,6 @@ const FETCH_GAP_BYTES: u32 = 128 << 10;
 /// Open chunks of one thread that wait while another thread writes to the file.
 const WAITING_CHUNKS: usize = 8;
 
-/// Most bytes of one fetch: large enough for a bucket, small enough to share the work out.
-const FETCH_BYTES: u32 = 4 << 20;
-
 /// What all disks of a restore share.
 #[derive(Clone)]
 pub(crate) struct Shared {
@@ -139,7 +136,7 @@ async fn start_fetches(
             None => target.suspect(Suspect { id, chunks }),
         }
     }
-    for fetch in plan_fetches(&locations, FETCH_GAP_BYTES, FETCH_BYTES) {
+    for fetch in plan_fetches(&locations, FETCH_GAP_BYTES, shared.repository.range_bytes()) {
         let items = fetch
             .items
             .iter()

@@ -65,6 +65,11 @@ impl Repository {
         self.parts().fetch(pack, offset, bytes).await
     }
 
+    /// The most bytes that one [`Repository::fetch`] of many neighbours should ask for.
+    pub fn range_bytes(&self) -> u32 {
+        self.parts().packs.range_bytes()
+    }
+
     /// An opener for one CPU thread.
     ///
     /// # Errors

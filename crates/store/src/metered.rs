@@ -155,6 +155,10 @@ impl ObjectStore for Metered {
         })
     }
 
+    fn range_bytes(&self) -> u32 {
+        self.inner.range_bytes()
+    }
+
     fn describe(&self) -> String {
         self.inner.describe()
     }

@@ -133,6 +133,12 @@ pub trait ObjectStore: Send + Sync + Debug {
         Box::pin(std::future::ready(Ok(Retained::NoLock)))
     }
 
+    /// The largest range in bytes that a reader of many neighbouring pieces should ask for at once. Every request to a
+    /// bucket has its latency and its price; where there is neither, small ranges share the work out better.
+    fn range_bytes(&self) -> u32 {
+        4 << 20
+    }
+
     /// How messages name this store.
     fn describe(&self) -> String;
 }

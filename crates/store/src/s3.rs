@@ -247,6 +247,10 @@ impl ObjectStore for S3 {
         Box::pin(self.lock_on(key))
     }
 
+    fn range_bytes(&self) -> u32 {
+        16 << 20
+    }
+
     fn describe(&self) -> String {
         self.settings.describe()
     }

@@ -13,7 +13,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
-use aquifer_store::{Bytes, Created, GetRange, Key, ObjectStore, Patience, S3, S3Settings, conformance};
+use aquifer_store::{
+    Bytes, Created, GetRange, Key, Memory, Metered, ObjectStore, Patience, S3, S3Settings, conformance,
+};
 use aquifer_testkit::{AccessKey, Fault, HttpProxy, Rule, S3Server, TempDir, tempdir};
 
 use crate::Outcome;
@@ -161,10 +163,11 @@ async fn an_object_goes_up_as_one_request_with_its_checksum_in_the_head() -> Out
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "slow group s3"]
-async fn requests_keep_to_their_cap() -> Outcome {
+async fn requests_keep_to_their_cap_and_ranges_are_large_behind_a_counter_too() -> Outcome {
     let rig = Rig::new()?;
     let settings = S3Settings { requests_per_second: Some(20), ..rig.settings(rig.address)? };
-    let store = S3::open(settings).await?;
+    let store = Metered::new(Arc::new(S3::open(settings).await?));
+    assert!(store.range_bytes() > Memory::new().range_bytes(), "the counter hides that it is a bucket");
     let start = std::time::Instant::now();
     for seq in 0..10 {
         assert!(store.get(&log(seq)?, GetRange::Whole).await.is_err_and(|error| error.is_not_found()));
