@@ -23,6 +23,7 @@ GROUPS := guest backup_restore_qemu incremental self_healing guest_first nbd_sou
 GROUP_TIMEOUT := 1200
 TEST_THREADS ?= 2
 BENCH_DATA ?= $(HOME)/.cache/aquifer/bench
+BENCH_PEERS ?= $(HOME)/.cache/aquifer/peers
 
 .PHONY: help deps build demo test test-newer-qemu s3-servers lint unit slow $(GROUPS:%=slow-%) bench bench-s3 bench-index dist install install-files clean
 
@@ -67,11 +68,14 @@ test-newer-qemu: unit ## the slow groups against the QEMU of bookworm-backports,
 s3-servers: build ## race creates on S3 servers that others run (moto, s3s-fs, garage); builds two of them first
 	scripts/s3-servers.sh "$(BINARY)"
 
-bench: ## measure against zstd, nbdcopy, cp and restic on a real root file system
+bench: ## measure against floors and every peer found, on three days of a real disk: ROUNDS=7 PEER_ROUNDS=3
 	@scripts/deps.sh bench
-	$(CARGO) build --release --locked --workspace --bins
 	benches/dataset.sh "$(BENCH_DATA)"
-	$(CARGO_TARGET_DIR)/release/compare "$(BENCH_DATA)"
+	benches/peers.sh "$(BENCH_PEERS)"
+	$(CARGO) build --release --locked --workspace --bins
+	$(CARGO_TARGET_DIR)/release/compare run "$(BENCH_DATA)" "$(BENCH_PEERS)" $(or $(ROUNDS),7) $(or $(PEER_ROUNDS),3) \
+	    "$(BENCH_DATA)/rows.tsv"
+	$(CARGO_TARGET_DIR)/release/compare report "$(BENCH_DATA)/rows.tsv" docs/BENCHMARKS.md docs/bench.svg
 
 bench-s3: build ## measure backup and restore over HTTP against the same server's own puts and gets
 	benches/s3.sh "$(BINARY)"

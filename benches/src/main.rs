@@ -1,84 +1,95 @@
 //! The side-by-side comparison: Aquifer, its floors and its peers on the same bytes, in turn.
 //!
-//! Not a test: nothing here asserts a time. Every round times each work once, ours next to its floor, so
-//! that a machine whose speed drifts slows both; the ratio is taken inside a round, and its median is quoted.
+//! Not a test: nothing here asserts a time. Every round times each work once, ours next to its floor, so that a machine
+//! whose speed drifts slows both. Peers take part in the first rounds.
 //!
-//! usage: `compare DATA_DIR [ROUNDS]`, where DATA_DIR holds `disk.raw` (see `dataset.sh`); the program
-//! `aquifer` is taken from the folder this one lies in.
+//! usage: `compare run DATA PEERS FLOOR_ROUNDS PEER_ROUNDS ROWS` times, and keeps its rows in the file ROWS;
+//! `compare report ROWS PAGE PICTURE` puts tables into the Markdown file PAGE between its two marks, and the picture beside
+//! it. The program `aquifer` is taken from the folder this one lies in.
 
+mod bench;
+mod days;
+mod job;
 mod measure;
-mod works;
+mod ours;
+mod peers;
+mod plot;
+mod report;
+mod rows;
 
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::fs;
+use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
-use measure::{Cost, median};
-use works::{Bench, Work};
+use bench::Bench;
+use job::{Job, Row};
+use report::Figures;
 
-/// What the figures must stay below: our work, its floor, the target ratio.
-const TARGETS: &[(Work, Work, f64)] = &[
-    (Work::Full, Work::ZstdFloor, 1.4),
-    (Work::FullUnchecked, Work::ZstdFloor, 1.15),
-    (Work::Unchanged, Work::NbdcopyFloor, 1.3),
-    (Work::Restore, Work::CpFloor, 1.6),
-    (Work::Restore, Work::ResticRestore, 1.0),
-];
+/// Between these two lines of the page stands what the last run told.
+const MARKS: [&str; 2] = ["<!-- figures of `make bench` -->", "<!-- end of the figures -->"];
+
+const USAGE: &str =
+    "usage: compare run DATA PEERS FLOOR_ROUNDS PEER_ROUNDS ROWS | compare report ROWS PAGE PICTURE";
 
 fn main() -> Result<()> {
-    let mut arguments = std::env::args().skip(1);
-    let data = PathBuf::from(arguments.next().context("usage: compare DATA_DIR [ROUNDS]")?);
-    let rounds: usize = arguments.next().map_or(Ok(5), |text| text.parse())?;
-    let bench = Bench::new(&data)?;
-    let mut costs: BTreeMap<Work, Vec<Cost>> = BTreeMap::new();
-    for round in 1..=rounds {
-        for work in Work::IN_ORDER {
-            let cost = bench.time(*work).with_context(|| format!("{work:?}"))?;
-            eprintln!(
-                "round {round}: {:<44} {:6.2} s wall {:6.2} s cpu {:6.0} MiB",
-                work.title(),
-                cost.wall_seconds,
-                cost.cpu_seconds,
-                cost.peak_mib
-            );
-            costs.entry(*work).or_default().push(cost);
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments[..] {
+        ["run", data, peers, floor_rounds, peer_rounds, rows] => {
+            let bench = Bench::new(Path::new(data), Path::new(peers))?;
+            measure_all(&bench, floor_rounds.parse()?, peer_rounds.parse()?, Path::new(rows))
         }
+        ["report", rows, page, picture] => write_report(Path::new(rows), Path::new(page), Path::new(picture)),
+        _ => bail!(USAGE),
     }
-    print!("{}", table(&bench, &costs, rounds)?);
+}
+
+fn measure_all(bench: &Bench, floor_rounds: u32, peer_rounds: u32, file: &Path) -> Result<()> {
+    let mut rows = Vec::new();
+    for round in 1..=floor_rounds.max(peer_rounds) {
+        if round <= floor_rounds {
+            measure_series(bench, round, &ours::series(bench, round), &mut rows)?;
+        }
+        if round <= peer_rounds {
+            for series in peers::series(bench, round) {
+                // A peer that fails is told, and the others go on.
+                if let Err(error) = measure_series(bench, round, &series, &mut rows) {
+                    eprintln!("compare: {error:#}");
+                }
+            }
+        }
+        fs::write(file, rows::write(&rows))?;
+    }
     Ok(())
 }
 
-/// The report in Markdown: one row a work, then one row a target.
-fn table(bench: &Bench, costs: &BTreeMap<Work, Vec<Cost>>, rounds: usize) -> Result<String> {
-    let mut text = format!("{}\n\nMedians of {rounds} rounds.\n\n", bench.describe()?);
-    text += "| work | wall s | cpu s | peak MiB |\n|---|---|---|---|\n";
-    for (work, runs) in costs {
-        let middle = |pick: fn(&Cost) -> f64| median(&runs.iter().map(pick).collect::<Vec<_>>());
-        writeln!(
-            text,
-            "| {} | {:.2} | {:.2} | {:.0} |",
-            work.title(),
-            middle(|cost| cost.wall_seconds),
-            middle(|cost| cost.cpu_seconds),
-            middle(|cost| cost.peak_mib)
-        )?;
+fn measure_series(bench: &Bench, round: u32, series: &[Job], rows: &mut Vec<Row>) -> Result<()> {
+    for job in series {
+        let row = job.run(round, bench.folder())?;
+        eprintln!(
+            "round {round}: {:<28} {:<22} {:6.2} s wall {:6.2} s cpu {:6.0} MiB peak {:6} MiB stored",
+            row.tool,
+            row.op.name(),
+            row.cost.wall_seconds,
+            row.cost.cpu_seconds,
+            row.cost.peak_mib,
+            row.stored_mib,
+        );
+        rows.push(row);
     }
-    text += "\n| ours against | median ratio | lowest | highest | target |\n|---|---|---|---|---|\n";
-    for (ours, floor, target) in TARGETS {
-        let mut ratios: Vec<f64> =
-            costs[ours].iter().zip(&costs[floor]).map(|(a, b)| a.wall_seconds / b.wall_seconds).collect();
-        ratios.sort_by(f64::total_cmp);
-        writeln!(
-            text,
-            "| {} / {} | {:.2} | {:.2} | {:.2} | ≤ {target} |",
-            ours.title(),
-            floor.title(),
-            median(&ratios),
-            ratios[0],
-            ratios[ratios.len() - 1]
-        )?;
-    }
-    Ok(text)
+    Ok(())
+}
+
+fn write_report(rows: &Path, page: &Path, picture: &Path) -> Result<()> {
+    let figures = Figures::of(rows::read(&fs::read_to_string(rows)?)?);
+    fs::write(picture, plot::svg(&figures))?;
+    let text = fs::read_to_string(page)?;
+    let [first, last] = MARKS;
+    let (before, rest) =
+        text.split_once(first).with_context(|| format!("{} lacks the line {first}", page.display()))?;
+    let (_, after) =
+        rest.split_once(last).with_context(|| format!("{} lacks the line {last}", page.display()))?;
+    fs::write(page, format!("{before}{first}\n\n{}\n{last}{after}", report::tables(&figures)))?;
+    Ok(())
 }
