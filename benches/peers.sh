@@ -13,15 +13,25 @@ crate() {
         echo "peers: $program cannot be installed, and is left out" >&2
 }
 
+# A program, and the packages for one environment in the order in which they go in.
 python() {
-    program=$1 package=$2
-    [ -x "$dir/$program/bin/$program" ] ||
-        { python3 -m venv "$dir/$program" && "$dir/$program/bin/pip" install --quiet --disable-pip-version-check "$package"; } ||
-        { rm -rf "${dir:?}/$program"; echo "peers: $program cannot be installed, and is left out" >&2; }
+    program=$1
+    shift
+    [ ! -x "$dir/$program/bin/$program" ] || return 0
+    python3 -m venv "$dir/$program"
+    for package in "$@"; do
+        "$dir/$program/bin/pip" install --quiet --disable-pip-version-check "$package" || {
+            rm -rf "${dir:?}/$program"
+            echo "peers: $program cannot be installed, and is left out" >&2
+            return 0
+        }
+    done
 }
 
 crate rustic rustic-rs --version 0.11.4
 crate bupstash bupstash --version 0.12.0
 python borg borgbackup==1.4.5
-python benji benji==0.17.0
+# Benji's YAML reader is older than this Python; without a compiler it goes without its extension.
+(export CC=/bin/false; python benji 'ruamel.yaml<0.16')
+python benji 'ruamel.yaml<0.16' 'benji[compression]==0.17.0'
 rm -rf "$dir/target"

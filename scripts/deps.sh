@@ -10,10 +10,17 @@ qemu-storage-daemon:qemu-system-common nbdkit:nbdkit nbdinfo:libnbd-bin nbd-serv
 certtool:gnutls-bin ssh:openssh-client sshd:openssh-server xmllint:libxml2-utils zstd:zstd mkfs.ext4:e2fsprogs systemd-analyze:systemd
 virsh:libvirt-clients virt-qemu-run:libvirt-daemon-driver-qemu python3:python3'
 bench_programs='mmdebstrap:mmdebstrap restic:restic nbdcopy:libnbd-bin /usr/bin/time:time'
+# file:package, for what the peers of the benchmark are built with.
+files=
+bench_files='/usr/include/sodium.h:libsodium-dev /usr/include/sys/acl.h:libacl1-dev /usr/include/lz4.h:liblz4-dev
+/usr/include/zstd.h:libzstd-dev /usr/include/xxhash.h:libxxhash-dev /usr/include/openssl/ssl.h:libssl-dev'
 # Services among these: the tests need their programs, nobody asked for a daemon.
 services='nbd-server ssh'
 
-[ "${1:-}" != bench ] || programs="$programs $bench_programs"
+if [ "${1:-}" = bench ]; then
+    programs="$programs $bench_programs pkg-config:pkg-config"
+    files=$bench_files
+fi
 
 # RocksDB's bindings are generated with libclang and its own headers, of whatever version Debian has.
 missing_libclang() {
@@ -29,6 +36,9 @@ missing_libclang() {
 missing() {
     for pair in $programs; do
         command -v "${pair%%:*}" >/dev/null || echo "${pair#*:}"
+    done
+    for pair in $files; do
+        [ -e "${pair%%:*}" ] || echo "${pair#*:}"
     done
     missing_libclang
     # Debian keeps what `python3 -m venv` needs in a package of its own.
