@@ -44,6 +44,11 @@ impl Op {
         Self::ThirdDay,
     ];
 
+    /// Whether it reads the whole repository, or nearly so.
+    fn reads_what_is_stored(self) -> bool {
+        matches!(self, Self::Restore | Self::Rewrite | Self::Verify)
+    }
+
     /// Its name in files and tables.
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -101,6 +106,11 @@ impl Job {
             measure::run("sh", &["-c", line]).with_context(about)?;
         }
         measure::warm(&self.source)?;
+        if let Some(stored) = self.stored.as_ref().filter(|_| self.op.reads_what_is_stored()) {
+            // Some leave what they wrote in the page cache, and some do not.
+            let line = format!("find {} -type f -exec cat {{}} + > /dev/null", stored.display());
+            measure::run("sh", &["-c", &line]).with_context(about)?;
+        }
         let cost = measure::time(&self.command, folder, &folder.join("log")).with_context(about)?;
         if let Some((one, other)) = &self.same {
             measure::run("cmp", &[&one.to_string_lossy(), &other.to_string_lossy()]).with_context(about)?;

@@ -20,7 +20,7 @@ pub(crate) fn write(rows: &[Row]) -> String {
     format!("{HEAD}\n") + &rows.iter().map(line).collect::<String>()
 }
 
-/// What [`write`] wrote.
+/// What [`write()`] wrote.
 pub(crate) fn read(text: &str) -> Result<Vec<Row>> {
     text.lines()
         .skip(1)

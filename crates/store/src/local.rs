@@ -8,6 +8,7 @@
 //!
 //! Invariant: no name from a listing becomes a path unless it passed [`crate::Key::parse`].
 
+mod direct;
 mod place;
 mod walk;
 

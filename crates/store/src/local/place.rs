@@ -4,7 +4,7 @@
 //! folder's entry is synced too.
 
 use std::fs::{DirBuilder, File};
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::direct;
 use crate::Created;
 
 /// Names of unfinished files begin so; a crash on a file system without unnamed files can leave one behind.
@@ -69,7 +70,7 @@ pub(super) fn write(path: &Path, bytes: &[u8], how: How) -> Outcome<Created> {
     let folder = path.parent().ok_or(Errno::INVAL)?;
     make_folder(folder)?;
     let mut unfinished = Unfinished::in_folder(folder)?;
-    unfinished.file.write_all(bytes)?;
+    direct::write_all(&unfinished.file, bytes)?;
     unfinished.file.sync_all().map_err(Failure::Sync)?;
     let created = match unfinished.link(path) {
         Ok(()) => Created::Won,
@@ -188,7 +189,7 @@ mod tests {
     fn write_named(path: &Path, bytes: &[u8], how: How) -> Outcome<Created> {
         let folder = path.parent().unwrap();
         let mut unfinished = Unfinished::named(folder)?;
-        unfinished.file.write_all(bytes)?;
+        direct::write_all(&unfinished.file, bytes)?;
         match unfinished.link(path) {
             Ok(()) => Ok(Created::Won),
             Err(Errno::EXIST) if how == How::Replace => {
