@@ -5,7 +5,8 @@
 #   day2  a quiet day: a little database work, a little log, a few pictures
 # Each day is a copy of the one before, mounted and worked on, so that blocks change where a file system changes them.
 # What it is not: a boot test. Only PostgreSQL is ever started.
-# Law: sizes, seeds and uuids are fixed here; the packages are what the mirror has on the day.
+# Law: sizes, seeds and uuids are fixed here; the packages are what the mirror has on the day, and two database clients at
+# once do not meet in the same order twice, so that two images are alike and never the same.
 # usage: dataset.sh DIR        (root, for loop mounts and chroot; makes what is missing and keeps it)
 set -eu
 dir=$1 size_mib=5120
@@ -88,7 +89,7 @@ install_day() {
     web_log 1 900000 access.log.1
     web_log 2 600000 access.log
     pictures 3 60 old
-    with_database "createdb app; pgbench -q -i -s 25 app; pgbench -n -c 2 -t 2000 app"
+    with_database "createdb app; pgbench -q -i -s 25 app; pgbench -n --random-seed=8 -c 2 -t 2000 app"
 }
 
 upgrade_day() {
@@ -102,7 +103,7 @@ upgrade_day() {
     chroot "$root" apt-get -y --no-install-recommends -o Dpkg::Options::=--force-confold upgrade >"$dir/upgrade.log" 2>&1
     # shellcheck disable=SC2086 # a list of packages
     chroot "$root" apt-get -y --no-install-recommends install $day1_packages >>"$dir/upgrade.log" 2>&1
-    with_database "pgbench -n -c 2 -t 10000 app"
+    with_database "pgbench -n --random-seed=9 -c 2 -t 10000 app"
     gzip -n "$root/var/log/app/access.log.1"
     mv "$root/var/log/app/access.log.1.gz" "$root/var/log/app/access.log.2.gz"
     mv "$root/var/log/app/access.log" "$root/var/log/app/access.log.1"
@@ -112,7 +113,7 @@ upgrade_day() {
 }
 
 quiet_day() {
-    with_database "pgbench -n -c 2 -t 1000 app"
+    with_database "pgbench -n --random-seed=10 -c 2 -t 1000 app"
     web_log 6 60000 access.log
     pictures 7 3 quiet
 }
