@@ -113,11 +113,12 @@ fn everybody(figures: &Figures) -> String {
                     |---|---|---|---|---|---|---|---|---|\n"
             .to_owned();
     for tool in &figures.tools {
+        let name = tool.replace('|', "\\|");
         let wall = |op| cell(figures.wall(tool, op), 1);
         let stored = |op| cell(figures.stored(tool, op), 0);
         let _ = writeln!(
             text,
-            "| {tool} | {} | {} | {} | {} | {} | {} | {} | {} |",
+            "| {name} | {} | {} | {} | {} | {} | {} | {} | {} |",
             wall(Op::Full),
             wall(Op::NextDay),
             wall(Op::Unchanged),
