@@ -25,7 +25,7 @@ use crate::error::{Error, Kind, Result};
 use crate::plan::Grid;
 use crate::rescue::rescue;
 use crate::target::{Put, Suspect, Target};
-use crate::volume::{Applied, blocking};
+use crate::volume::{Applied, Joined, blocking};
 use crate::walk::{Walk, Walked};
 use crate::workers::Worker;
 
@@ -207,6 +207,8 @@ pub(crate) struct Opener {
     /// Buffers to open into.
     spare: Vec<Vec<u8>>,
     old: Vec<u8>,
+    /// Of a new file: what is not written yet.
+    joined: Joined,
 }
 
 /// A chunk that is open, and the offsets on the volume that it belongs to.
@@ -217,7 +219,7 @@ struct Opened {
 
 impl Opener {
     pub(crate) fn new(opener: ChunkOpener) -> Self {
-        Opener { opener, waiting: Vec::new(), spare: Vec::new(), old: Vec::new() }
+        Opener { opener, waiting: Vec::new(), spare: Vec::new(), old: Vec::new(), joined: Joined::default() }
     }
 
     fn put(&mut self, fetched: &mut Fetched) -> Result<()> {
@@ -293,16 +295,25 @@ impl Opener {
         let Some(file) = target.volume.file() else { return Ok(()) };
         let _turn = match target.writing.try_lock() {
             Ok(turn) => turn,
-            Err(TryLockError::WouldBlock) if self.waiting.len() <= most => return Ok(()),
+            Err(TryLockError::WouldBlock)
+                if self.waiting.len() <= most && (most > 0 || self.joined.is_empty()) =>
+            {
+                return Ok(());
+            }
             Err(_) => target.writing.lock().unwrap_or_else(PoisonError::into_inner),
         };
         for opened in self.waiting.drain(..) {
             for offset in opened.offsets {
-                target.note(file.put(target.volume.blank, offset, &opened.plain, &mut self.old)?);
+                let applied = match file.join(offset, &opened.plain, &mut self.joined)? {
+                    Some(applied) => applied,
+                    None => file.put(target.volume.blank, offset, &opened.plain, &mut self.old)?,
+                };
+                target.note(applied);
             }
             self.spare.push(opened.plain);
         }
-        Ok(())
+        // Nobody else's chunks go on where these ended.
+        if most == 0 { self.joined.write(file) } else { Ok(()) }
     }
 }
 

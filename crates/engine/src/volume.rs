@@ -20,10 +20,12 @@ use crate::settings::JobSettings;
 
 mod file;
 mod image;
+mod joined;
 mod nbd;
 
 use file::FileVolume;
 use image::ImageVolume;
+pub(crate) use joined::Joined;
 use nbd::NbdVolume;
 
 /// Bytes that are looked at together when a volume is searched for data.

@@ -11,6 +11,7 @@
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
+pub mod direct;
 mod error;
 mod key;
 mod local;

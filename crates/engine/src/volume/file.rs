@@ -8,13 +8,16 @@ use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::num::NonZeroU64;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use aquifer_repository::store::direct;
 use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
 use rustix::io::Errno;
 
 use super::Applied;
+use super::joined::Joined;
 use crate::error::{Error, Kind, Result};
 use crate::patch::{self, Change, Patch};
 
@@ -33,6 +36,9 @@ enum Undo {
 #[derive(Debug)]
 pub(crate) struct FileVolume {
     file: File,
+    /// The same file for writes past the page cache, where it is new and can be written so. It is closed with the other:
+    /// closing either gives record locks up.
+    direct: Option<File>,
     path: PathBuf,
     size_bytes: u64,
     device: bool,
@@ -76,7 +82,8 @@ impl FileVolume {
             Some(Errno::BUSY) => in_use(path),
             _ => failed(error, path, "open"),
         })?;
-        let mut volume = FileVolume { file, path: path.to_owned(), size_bytes, device, undo };
+        let direct = if undo == Undo::Leave { None } else { open_directly(&file) };
+        let mut volume = FileVolume { file, direct, path: path.to_owned(), size_bytes, device, undo };
         volume.lock()?;
         if device {
             volume.check_device()?;
@@ -138,6 +145,19 @@ impl FileVolume {
             .map_err(|error| self.failed_at(error, "write", offset, bytes.len()))
     }
 
+    /// Writes what [`Joined`] has joined.
+    pub(super) fn write_joined(&self, offset: u64, piece: &[u8]) -> Result<()> {
+        let taken = match &self.direct {
+            Some(direct) => direct::write_at(direct, offset, piece)
+                .map_err(|error| self.failed_at(error, "write", offset, piece.len()))?,
+            None => 0,
+        };
+        match &piece[taken..] {
+            [] => Ok(()),
+            rest => self.write(offset + u64::try_from(taken).unwrap_or(u64::MAX), rest),
+        }
+    }
+
     /// Makes `range` read as zero: a hole where that can be, zeros otherwise.
     pub(crate) fn clear(&self, range: Range<u64>) -> Result<()> {
         let bytes = range.end - range.start;
@@ -180,6 +200,19 @@ impl FileVolume {
             }
         }
         Ok(Applied::of(&patches))
+    }
+
+    /// As [`FileVolume::put`] into a new file that can be written past the page cache; what `joined` holds after it is for
+    /// the caller to write. `None`: it is no such file.
+    pub(crate) fn join(&self, offset: u64, bytes: &[u8], joined: &mut Joined) -> Result<Option<Applied>> {
+        if self.direct.is_none() {
+            return Ok(None);
+        }
+        let patches = patch::onto_zeros(bytes);
+        for Patch { range, .. } in patches.iter().filter(|patch| patch.change == Change::Write) {
+            joined.add(self, patch::place(offset, range).start, &bytes[range.clone()])?;
+        }
+        Ok(Some(Applied::of(&patches)))
     }
 
     /// The first range at or after `from` that may hold data, up to `end`; a device may hold it anywhere.
@@ -258,6 +291,13 @@ impl FileVolume {
     fn failed_at(&self, error: io::Error, what: &str, offset: u64, bytes: usize) -> Error {
         failed(error, &self.path, what).with("offset", offset).with("length", bytes)
     }
+}
+
+/// An open file once more, for direct writes; `None` where the file system has none.
+fn open_directly(file: &File) -> Option<File> {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let flags = OFlags::DIRECT.bits().cast_signed();
+    OpenOptions::new().write(true).custom_flags(flags).open(path).ok()
 }
 
 /// The folder that holds `path`.
