@@ -49,13 +49,14 @@ fn measure_all(bench: &Bench, floor_rounds: u32, peer_rounds: u32, file: &Path) 
     let mut rows = Vec::new();
     for round in 1..=floor_rounds.max(peer_rounds) {
         if round <= floor_rounds {
-            measure_series(bench, round, &ours::series(bench, round), &mut rows)?;
+            rows.extend(measure_series(bench, round, &ours::series(bench, round))?);
         }
         if round <= peer_rounds {
             for series in peers::series(bench, round) {
-                // A peer that fails is told, and the others go on.
-                if let Err(error) = measure_series(bench, round, &series, &mut rows) {
-                    eprintln!("compare: {error:#}");
+                // A peer that fails is told and has no figures of this round; the others go on.
+                match measure_series(bench, round, &series) {
+                    Ok(figures) => rows.extend(figures),
+                    Err(error) => eprintln!("compare: {error:#}"),
                 }
             }
         }
@@ -64,7 +65,8 @@ fn measure_all(bench: &Bench, floor_rounds: u32, peer_rounds: u32, file: &Path) 
     Ok(())
 }
 
-fn measure_series(bench: &Bench, round: u32, series: &[Job], rows: &mut Vec<Row>) -> Result<()> {
+fn measure_series(bench: &Bench, round: u32, series: &[Job]) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
     for job in series {
         let row = job.run(round, bench.folder())?;
         eprintln!(
@@ -78,7 +80,7 @@ fn measure_series(bench: &Bench, round: u32, series: &[Job], rows: &mut Vec<Row>
         );
         rows.push(row);
     }
-    Ok(())
+    Ok(rows)
 }
 
 fn write_report(rows: &Path, page: &Path, picture: &Path) -> Result<()> {

@@ -36,6 +36,18 @@ const BORG: &str = "PATH=@P/borg/bin:$PATH BORG_PASSPHRASE=x BORG_BASE_DIR=@D/ca
 const BUPSTASH: &str =
     "PATH=@P/bin:$PATH BUPSTASH_REPOSITORY=@R BUPSTASH_KEY=@D/cache/key XDG_CACHE_HOME=@D/cache";
 
+const RUSTIC_PEER: Peer = Peer {
+    name: "rustic",
+    present: "rustic --version",
+    environment: RUSTIC,
+    init: "rustic --log-level error init",
+    backup: "rustic --log-level error backup @S",
+    unchanged: "rustic --log-level error backup --force @S",
+    restore: "rustic --log-level error restore latest @X",
+    restored: "@S",
+    deduplicates: true,
+};
+
 const PEERS: &[Peer] = &[
     Peer {
         name: "restic",
@@ -48,27 +60,11 @@ const PEERS: &[Peer] = &[
         restored: "@S",
         deduplicates: true,
     },
-    Peer {
-        name: "rustic",
-        present: "rustic --version",
-        environment: RUSTIC,
-        init: "rustic --log-level error init",
-        backup: "rustic --log-level error backup @S",
-        unchanged: "rustic --log-level error backup --force @S",
-        restore: "rustic --log-level error restore latest @X",
-        restored: "@S",
-        deduplicates: true,
-    },
+    RUSTIC_PEER,
     Peer {
         name: "rustic, fixed 1 MiB",
-        present: "rustic --version",
-        environment: RUSTIC,
         init: "rustic --log-level error init --set-chunker fixed_size --set-chunk-size 1MiB",
-        backup: "rustic --log-level error backup @S",
-        unchanged: "rustic --log-level error backup --force @S",
-        restore: "rustic --log-level error restore latest @X",
-        restored: "@S",
-        deduplicates: true,
+        ..RUSTIC_PEER
     },
     Peer {
         name: "borg, zstd,1",

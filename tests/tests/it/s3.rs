@@ -219,6 +219,7 @@ fn a_locked_bucket_keeps_what_was_deleted_until_its_time_and_what_is_needed_for_
     let extend = ["--repository", &longer, "repository", "extend-locks"];
     let first = aquifer.run(&extend)?.ok()?.document()?;
     ensure!(first["extended"].as_u64() > Some(5) && first["unneeded"].as_u64() > Some(0), "{first}");
+    ensure!(first["missing"] == 0, "{first}");
     let second = aquifer.run(&extend)?.ok()?.document()?;
     ensure!(second["objects"].as_u64() >= first["objects"].as_u64() && second["extended"] == 0, "{second}");
 

@@ -35,9 +35,10 @@ it. Exit code 8 if anything is. What nobody has any more, the next backup of the
 disk still has it; run it, and repair again. Nothing is deleted."#;
 
 /// `repository extend-locks`
-pub(super) const EXTEND_LOCKS: &str = r#"JSON: {"objects","extended","unneeded","locked_until_ms"}: objects that are needed in the stores that
-lock, those whose lock was extended, objects that nobody needs, and when the first lock of a needed
-object ends. Only locks that have less than half of their period left are extended."#;
+pub(super) const EXTEND_LOCKS: &str = r#"JSON: {"objects","extended","unneeded","missing","locked_until_ms"}: objects that are needed in the
+stores that lock, those whose lock was extended, objects that nobody needs, chunks and tree nodes that are needed
+and of which no copy is known (`verify` tells more), and when the first lock of a needed object ends. Only locks
+with half of their period left, or less, are extended."#;
 
 /// `list`
 pub(super) const LIST: &str = r#"JSON: [{"uuid","parent","domain","created","state":"completed|deleted","level","description",

@@ -118,10 +118,17 @@ impl Report for LockReport {
             Some(ms) => timestamp(ms).map_or_else(|_| format!("{ms} ms"), human::time),
             None => "never".to_owned(),
         };
-        format!(
-            "{} objects are needed; {} locks extended, the first ends {until}; {} objects nobody needs\n",
-            self.objects, self.extended, self.unneeded
-        )
+        let missing = match self.missing {
+            0 => String::new(),
+            count => {
+                format!("needed, and no copy known: {count} chunks and tree nodes; run `aquifer verify`\n")
+            }
+        };
+        missing
+            + &format!(
+                "{} objects are needed; {} locks extended, the first ends {until}; {} objects nobody needs\n",
+                self.objects, self.extended, self.unneeded
+            )
     }
 }
 

@@ -33,6 +33,8 @@ pub struct LockReport {
     pub extended: u64,
     /// Objects that nobody needs; their locks run out.
     pub unneeded: u64,
+    /// Chunks and tree nodes that are needed and of which no copy is known: a verification tells which.
+    pub missing: u64,
     /// When the first lock of a needed object ends, in milliseconds since 1970 UTC.
     pub locked_until_ms: Option<u64>,
 }
@@ -60,7 +62,7 @@ impl Repository {
             return Err(Error::NoObjectLock { store: self.stores.packs.describe() });
         }
         let needed = self.needed().await?;
-        let mut report = LockReport::default();
+        let mut report = LockReport { missing: needed.marks.missing, ..LockReport::default() };
         for store in locking {
             extend(&store, &needed, &mut report).await?;
         }
