@@ -25,7 +25,7 @@ TEST_THREADS ?= 2
 BENCH_DATA ?= $(HOME)/.cache/aquifer/bench
 BENCH_PEERS ?= $(HOME)/.cache/aquifer/peers
 
-.PHONY: help deps build demo test test-newer-qemu s3-servers lint unit slow $(GROUPS:%=slow-%) bench bench-s3 bench-index dist install install-files clean
+.PHONY: help deps build demo test test-newer-qemu s3-servers lint unit slow $(GROUPS:%=slow-%) bench bench-data bench-lines bench-live bench-several bench-scale bench-s3 bench-index dist install install-files clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 16
@@ -68,14 +68,29 @@ test-newer-qemu: unit ## the slow groups against the QEMU of bookworm-backports,
 s3-servers: build ## race creates on S3 servers that others run (moto, s3s-fs, garage); builds two of them first
 	scripts/s3-servers.sh "$(BINARY)"
 
-bench: ## measure against floors and every peer found, on three days of a real disk: ROUNDS=7 PEER_ROUNDS=3
-	@scripts/deps.sh bench
-	benches/dataset.sh "$(BENCH_DATA)"
+bench: build bench-data ## measure against floors and every peer found, on three days of a real disk: ROUNDS=7 PEER_ROUNDS=3
 	benches/peers.sh "$(BENCH_PEERS)"
-	$(CARGO) build --release --locked --workspace --bins
 	$(CARGO_TARGET_DIR)/release/compare run "$(BENCH_DATA)" "$(BENCH_PEERS)" $(or $(ROUNDS),7) $(or $(PEER_ROUNDS),3) \
 	    "$(BENCH_DATA)/rows.tsv"
 	$(CARGO_TARGET_DIR)/release/compare report "$(BENCH_DATA)/rows.tsv" docs/BENCHMARKS.md docs/bench.svg
+
+bench-lines: bench-data ## read over 10 ms, 50 ms and TLS, against nbdcopy's best setting
+	$(CARGO) build --release --locked --package aquifer-nbd --example nbdread
+	benches/lines.sh $(CARGO_TARGET_DIR)/release/examples/nbdread "$(BENCH_DATA)/day1.raw"
+
+bench-live: build ## an unchanged disk of 5 GiB and one of 1 TiB of a running QEMU, with its bitmap
+	benches/live.sh "$(BINARY)"
+
+bench-several: build bench-data ## four disks and four machines at once against one after the other
+	benches/several.sh "$(BINARY)" "$(BENCH_DATA)/day0.raw"
+
+bench-scale: build bench-data ## time and memory for 1, 10 and 100 GiB, 10 TiB, and 1 to 64 backups: needs 60 GiB of room
+	benches/scale.sh "$(BINARY)" "$(BENCH_DATA)" "$(BENCH_DATA)/scale.tsv"
+	$(CARGO_TARGET_DIR)/release/compare scale "$(BENCH_DATA)/scale.tsv" docs/BENCHMARKS.md docs/scale.svg
+
+bench-data: deps ## make the three days of a disk that the other benchmarks read (root)
+	@scripts/deps.sh bench
+	benches/dataset.sh "$(BENCH_DATA)"
 
 bench-s3: build ## measure backup and restore over HTTP against the same server's own puts and gets
 	benches/s3.sh "$(BINARY)"

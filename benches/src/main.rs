@@ -5,10 +5,12 @@
 //!
 //! usage: `compare run DATA PEERS FLOOR_ROUNDS PEER_ROUNDS ROWS` times, and keeps its rows in the file ROWS;
 //! `compare report ROWS PAGE PICTURE` puts tables into the Markdown file PAGE between its two marks, and the picture beside
-//! it. The program `aquifer` is taken from the folder this one lies in.
+//! it; `compare scale FIGURES PAGE PICTURE` does so with what `scale.sh` wrote. `compare pack FRAMES IMAGE…` and `compare unpack FRAMES` are the floor of a verification. The program `aquifer` is
+//! taken from the folder this one lies in.
 
 mod bench;
 mod days;
+mod floor;
 mod job;
 mod measure;
 mod ours;
@@ -16,6 +18,7 @@ mod peers;
 mod plot;
 mod report;
 mod rows;
+mod scale;
 
 use std::fs;
 use std::path::Path;
@@ -26,11 +29,13 @@ use bench::Bench;
 use job::{Job, Row};
 use report::Figures;
 
-/// Between these two lines of the page stands what the last run told.
+/// Between two such lines of the page stands what the last run told.
 const MARKS: [&str; 2] = ["<!-- figures of `make bench` -->", "<!-- end of the figures -->"];
+const SCALE_MARKS: [&str; 2] =
+    ["<!-- figures of `make bench-scale` -->", "<!-- end of the figures of scale -->"];
 
-const USAGE: &str =
-    "usage: compare run DATA PEERS FLOOR_ROUNDS PEER_ROUNDS ROWS | compare report ROWS PAGE PICTURE";
+const USAGE: &str = "usage: compare run DATA PEERS FLOOR_ROUNDS PEER_ROUNDS ROWS | compare report ROWS PAGE PICTURE | \
+     compare pack FRAMES IMAGE… | compare unpack FRAMES | compare scale FIGURES PAGE PICTURE";
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -41,6 +46,13 @@ fn main() -> Result<()> {
             measure_all(&bench, floor_rounds.parse()?, peer_rounds.parse()?, Path::new(rows))
         }
         ["report", rows, page, picture] => write_report(Path::new(rows), Path::new(page), Path::new(picture)),
+        ["scale", figures, page, picture] => {
+            let (svg, table) = scale::draw(&fs::read_to_string(figures)?)?;
+            fs::write(picture, svg)?;
+            put_between(Path::new(page), SCALE_MARKS, &table)
+        }
+        ["pack", frames, ref images @ ..] => floor::pack(images, Path::new(frames)),
+        ["unpack", frames] => floor::unpack(Path::new(frames)),
         _ => bail!(USAGE),
     }
 }
@@ -86,12 +98,17 @@ fn measure_series(bench: &Bench, round: u32, series: &[Job]) -> Result<Vec<Row>>
 fn write_report(rows: &Path, page: &Path, picture: &Path) -> Result<()> {
     let figures = Figures::of(rows::read(&fs::read_to_string(rows)?)?);
     fs::write(picture, plot::svg(&figures))?;
-    let text = fs::read_to_string(page)?;
-    let [first, last] = MARKS;
+    put_between(page, MARKS, &report::tables(&figures))
+}
+
+/// Puts `text` between the two lines `marks` of a page.
+fn put_between(page: &Path, marks: [&str; 2], text: &str) -> Result<()> {
+    let old = fs::read_to_string(page)?;
+    let [first, last] = marks;
     let (before, rest) =
-        text.split_once(first).with_context(|| format!("{} lacks the line {first}", page.display()))?;
+        old.split_once(first).with_context(|| format!("{} lacks the line {first}", page.display()))?;
     let (_, after) =
         rest.split_once(last).with_context(|| format!("{} lacks the line {last}", page.display()))?;
-    fs::write(page, format!("{before}{first}\n\n{}\n{last}{after}", report::tables(&figures)))?;
+    fs::write(page, format!("{before}{first}\n\n{text}\n{last}{after}"))?;
     Ok(())
 }

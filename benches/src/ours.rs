@@ -16,6 +16,9 @@ pub(crate) const CP: &str = "cp --sparse=always";
 /// Reading the disk that is restored over.
 pub(crate) const CAT: &str = "cat to null";
 
+/// Decompressing and hashing what the first two days have.
+pub(crate) const UNPACK: &str = "unzstd + BLAKE3";
+
 /// One round of ours and of the floors; in the first also the third day.
 pub(crate) fn series(bench: &Bench, round: u32) -> Vec<Job> {
     let dir = bench.folder().display();
@@ -38,6 +41,8 @@ pub(crate) fn series(bench: &Bench, round: u32) -> Vec<Job> {
     };
     let to = |name: &str| format!("restore latest:disk --disk vda=raw:{dir}/{name}");
     let old = bench.path("old.raw");
+    let (frames, compare) = (bench.path("frames"), bench.aquifer.with_file_name("compare"));
+    let (frames, compare) = (frames.display(), compare.display());
     let mut jobs = vec![
         Job {
             // Freeing what the last round wrote is no part of the work.
@@ -84,6 +89,15 @@ pub(crate) fn series(bench: &Bench, round: u32) -> Vec<Job> {
             source: old.clone(),
             same: Some((day1.image.clone(), old)),
             ..ours(Op::Rewrite, 1, &format!("{} --rewrite-existing", to("old.raw")))
+        },
+        Job {
+            before: vec![format!(
+                "[ -e {frames} ] || {compare} pack {frames} {} {}",
+                day0.image.display(),
+                day1.image.display()
+            )],
+            source: bench.path("frames"),
+            ..bench.job(UNPACK, Op::Verify, 1, format!("exec {compare} unpack {frames}"))
         },
         ours(Op::Verify, 1, "verify --level chunks"),
     ];

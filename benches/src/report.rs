@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 
 use crate::job::{Op, Row};
 use crate::measure::{Cost, median};
-use crate::ours::{AQUIFER, CAT, CP, NBDCOPY, ZSTD};
+use crate::ours::{AQUIFER, CAT, CP, NBDCOPY, UNPACK, ZSTD};
 use crate::peers::deduplicates;
 
 /// What a work of ours is held against, and the most that it may be of that.
@@ -32,6 +32,7 @@ const TARGETS: &[(Op, Against, f64)] = &[
     (Op::Restore, Against::Floor(CP, Op::Restore), 1.3),
     (Op::Restore, Against::Peers(Op::Restore), 0.55),
     (Op::Rewrite, Against::Floor(CAT, Op::Rewrite), 1.2),
+    (Op::Verify, Against::Floor(UNPACK, Op::Verify), 1.25),
 ];
 
 /// The rows of a run, by whom and what.

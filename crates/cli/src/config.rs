@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use aquifer_engine::repository::KeepRules;
+use aquifer_engine::repository::{Compression, KeepRules};
 use aquifer_engine::{Error, Kind, Result};
 use serde::{Deserialize, Deserializer};
 
@@ -48,7 +48,7 @@ pub(crate) struct Defaults {
     #[serde(deserialize_with = "connections")]
     pub(crate) connections: u16,
     #[serde(deserialize_with = "zstd_level")]
-    pub(crate) zstd_level: i32,
+    pub(crate) zstd_level: ZstdLevel,
     /// Whether each chunk is decoded again before it is stored.
     pub(crate) self_check: bool,
 }
@@ -59,8 +59,25 @@ impl Default for Defaults {
             repository: None,
             memory: Size(192 << 20),
             connections: 4,
-            zstd_level: 1,
+            zstd_level: ZstdLevel::Level(1),
             self_check: true,
+        }
+    }
+}
+
+/// How hard to compress: a number, or the word `auto`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, serde::Serialize)]
+#[serde(untagged)]
+pub(crate) enum ZstdLevel {
+    Level(i32),
+    Name(String),
+}
+
+impl ZstdLevel {
+    pub(crate) fn compression(&self) -> Compression {
+        match self {
+            ZstdLevel::Level(level) => Compression::Level(*level),
+            ZstdLevel::Name(_) => Compression::Auto,
         }
     }
 }
@@ -166,12 +183,17 @@ fn connections<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Resul
     }
 }
 
-fn zstd_level<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<i32, D::Error> {
-    match i32::deserialize(deserializer)? {
-        level @ (-100..=-1 | 1..=19) => Ok(level),
-        level => Err(serde::de::Error::custom(format!(
-            "zstd_level = {level} is out of range: 1 to 19, or -1 to -100 for faster"
-        ))),
+fn zstd_level<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<ZstdLevel, D::Error> {
+    let refused = |level: &dyn std::fmt::Display| {
+        serde::de::Error::custom(format!(
+            "zstd_level = {level} is out of range: 1 to 19, -1 to -100 for faster, or \"auto\""
+        ))
+    };
+    let level = ZstdLevel::deserialize(deserializer);
+    match level.map_err(|_| serde::de::Error::custom("zstd_level is a whole number or \"auto\""))? {
+        ZstdLevel::Level(level) if !matches!(level, -100..=-1 | 1..=19) => Err(refused(&level)),
+        ZstdLevel::Name(name) if name != "auto" => Err(refused(&format_args!("{name:?}"))),
+        level => Ok(level),
     }
 }
 
@@ -194,7 +216,7 @@ mod tests {
         let config = parse("").unwrap();
         assert_eq!(config.defaults.memory, Size(192 << 20));
         assert_eq!(config.defaults.connections, 4);
-        assert_eq!(config.defaults.zstd_level, 1);
+        assert_eq!(config.defaults.zstd_level, ZstdLevel::Level(1));
         assert!(config.defaults.self_check);
         assert!(config.repositories.is_empty() && config.domains.is_empty());
     }
@@ -238,6 +260,7 @@ mod tests {
     #[test]
     fn values_out_of_range_are_refused_with_the_range() {
         insta::assert_snapshot!(refusal("[defaults]\nzstd_level = 30\n"));
+        insta::assert_snapshot!(refusal("[defaults]\nzstd_level = \"most\"\n"));
         insta::assert_snapshot!(refusal("[defaults]\nmemory = \"1MiB\"\n"));
         insta::assert_snapshot!(refusal("[defaults]\nconnections = 0\n"));
     }

@@ -25,6 +25,7 @@ mod backup;
 mod backup_disk;
 mod buffers;
 mod changes;
+mod compare;
 mod convert;
 mod doctor;
 mod draw;

@@ -292,7 +292,7 @@ pub(crate) async fn copy(
     let transit_bytes = context.settings.transit_bytes(chunk_bytes).max(ranges_bytes);
     let failed = CancellationToken::new();
     let threads = context.settings.thread_count();
-    let openers = (0..threads).map(|_| Ok(Opener::new(context.repository.chunk_opener()?)));
+    let openers = (0..threads).map(|_| Opener::new(&context.repository));
     let workers = Workers::start("open", openers.collect::<Result<_>>()?, 2 * threads, &failed)?;
     let shared = Shared {
         repository: Arc::clone(&context.repository),

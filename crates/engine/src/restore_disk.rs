@@ -1,6 +1,7 @@
-//! One disk of a restore: tree → locate → fetch → open → put.
+//! One disk of a restore: tree → compare → locate → fetch → open → put.
 //!
-//! The walk asks the index for a window of chunks at once, turns the answer into few large ranges of few
+//! Where the volume may hold something, what it holds is compared with the tree first, and only what differs goes on. The rest
+//! of the way asks the index for a window of chunks at once, turns the answer into few large ranges of few
 //! packs, and lets many be fetched together. Processor threads open what arrives and put it at its offset:
 //! into a file directly, towards an export through lanes of its own.
 //!
@@ -21,6 +22,7 @@ use async_channel::{Receiver, Sender};
 use tokio::task::JoinSet;
 
 use crate::buffers::{Buffers, Share};
+use crate::compare::{Compared, Comparer, Comparison, LANES, Run, compare};
 use crate::error::{Error, Kind, Result};
 use crate::plan::Grid;
 use crate::rescue::rescue;
@@ -42,7 +44,7 @@ const WAITING_CHUNKS: usize = 8;
 #[derive(Clone)]
 pub(crate) struct Shared {
     pub(crate) repository: Arc<Repository>,
-    pub(crate) jobs: Sender<Fetched>,
+    pub(crate) jobs: Sender<Job>,
     pub(crate) buffers: Arc<Buffers>,
 }
 
@@ -57,30 +59,88 @@ pub(crate) fn walk(repository: &Arc<Repository>, tree: TreeSpec, grid: Grid) -> 
 /// The first failure, naming the disk.
 pub(crate) async fn read_tree(target: Arc<Target>, shared: Shared) -> Result<()> {
     let (to_clear, gaps) = async_channel::bounded(WINDOW_CHUNKS);
+    let (found, runs) = async_channel::bounded(LANES);
+    let (missing, wanted) = async_channel::bounded(LANES);
     let done = Box::pin(async {
-        tokio::try_join!(fetch_chunks(&target, &shared, to_clear), clear_gaps(&target, gaps))
+        tokio::try_join!(
+            walk_tree(&target, &shared, to_clear, found),
+            skip_held(&target, &shared, runs, missing),
+            fetch_chunks(&target, &shared, wanted),
+            clear_gaps(&target, gaps)
+        )
     });
     done.await.map(|_| ()).map_err(|error| target.about(error))
 }
 
-async fn fetch_chunks(target: &Arc<Target>, shared: &Shared, to_clear: Sender<Range<u64>>) -> Result<()> {
+async fn walk_tree(
+    target: &Target,
+    shared: &Shared,
+    to_clear: Sender<Range<u64>>,
+    found: Sender<Run>,
+) -> Result<()> {
     let mut walk = walk(&shared.repository, target.tree, target.grid);
-    let mut fetches = JoinSet::new();
-    let mut window = Wanted::default();
     while let Some(piece) = walk.next().await? {
+        // The other side is gone only if it failed; that error is the one that counts.
         match piece {
             Walked::Lost(range, error) => target.lose([range], error)?,
-            // The other side is gone only if it failed; that error is the one that counts.
             Walked::Gap(range) => to_clear.send(range).await.map_err(|_| Error::cancelled())?,
-            Walked::Chunks(first, ids) => window.add(first, &ids),
+            Walked::Chunks(first, ids) => {
+                for run in (Run { first, ids }).pieces(target.grid.chunk_bytes()) {
+                    found.send(run).await.map_err(|_| Error::cancelled())?;
+                }
+            }
         }
+    }
+    Ok(())
+}
+
+/// Hands on what the volume does not hold yet; all of it, if it holds nothing.
+async fn skip_held(
+    target: &Arc<Target>,
+    shared: &Shared,
+    runs: Receiver<Run>,
+    missing: Sender<Vec<(u64, ChunkId)>>,
+) -> Result<()> {
+    if target.volume.blank {
+        while let Ok(run) = runs.recv().await {
+            missing.send(run.into_chunks()).await.map_err(|_| Error::cancelled())?;
+        }
+        return Ok(());
+    }
+    let (from_lanes, compared) = async_channel::bounded(LANES);
+    let lanes = compare(target, &shared.buffers, shared.jobs.clone(), runs, from_lanes);
+    tokio::try_join!(lanes, skip_same(target, compared, missing)).map(|_| ())
+}
+
+async fn skip_same(
+    target: &Target,
+    compared: Receiver<Compared>,
+    missing: Sender<Vec<(u64, ChunkId)>>,
+) -> Result<()> {
+    while let Ok(Compared { bytes, differing }) = compared.recv().await {
+        let place = |(chunk, _): &(u64, ChunkId)| target.place_of(*chunk);
+        let differing_bytes: u64 = differing.iter().map(place).map(|place| place.end - place.start).sum();
+        target.note(Applied { skipped_bytes: bytes - differing_bytes, ..Applied::default() });
+        missing.send(differing).await.map_err(|_| Error::cancelled())?;
+    }
+    Ok(())
+}
+
+async fn fetch_chunks(
+    target: &Arc<Target>,
+    shared: &Shared,
+    wanted: Receiver<Vec<(u64, ChunkId)>>,
+) -> Result<()> {
+    let mut fetches = JoinSet::new();
+    let mut window = Wanted::default();
+    while let Ok(chunks) = wanted.recv().await {
+        chunks.into_iter().for_each(|(chunk, id)| window.add(chunk, id));
         if window.ids.len() >= WINDOW_CHUNKS {
             start_fetches(target, shared, std::mem::take(&mut window), &mut fetches).await?;
             rescue(target, &shared.repository).await?;
         }
     }
     start_fetches(target, shared, window, &mut fetches).await?;
-    drop(to_clear);
     while let Some(ended) = fetches.join_next().await {
         ended.map_err(|error| Error::caused(Kind::Internal, error))??;
     }
@@ -105,15 +165,13 @@ struct Wanted {
 }
 
 impl Wanted {
-    fn add(&mut self, first: u64, ids: &[ChunkId]) {
-        for (chunk, id) in (first..).zip(ids) {
-            let at = *self.known.entry(*id).or_insert(self.ids.len());
-            if at == self.ids.len() {
-                self.ids.push(*id);
-                self.places.push(Vec::new());
-            }
-            self.places[at].push(chunk);
+    fn add(&mut self, chunk: u64, id: ChunkId) {
+        let at = *self.known.entry(id).or_insert(self.ids.len());
+        if at == self.ids.len() {
+            self.ids.push(id);
+            self.places.push(Vec::new());
         }
+        self.places[at].push(chunk);
     }
 }
 
@@ -174,7 +232,7 @@ async fn fetch_one(
     };
     let fetched = Fetched { target, blob: blob.into(), items, _share: share };
     // What ended the threads is the error that the job reports.
-    let sent = shared.jobs.send(fetched).await;
+    let sent = shared.jobs.send(Job::Open(fetched)).await;
     sent.map_err(|_| Error::new(Kind::Internal, "the processor threads ended early"))
 }
 
@@ -191,6 +249,18 @@ impl From<Item> for Suspect {
     }
 }
 
+/// What a processor thread of a restore does.
+pub(crate) enum Job {
+    Open(Fetched),
+    Compare(Comparison),
+}
+
+impl From<Comparison> for Job {
+    fn from(comparison: Comparison) -> Self {
+        Job::Compare(comparison)
+    }
+}
+
 /// A fetched range for the processor threads.
 pub(crate) struct Fetched {
     target: Arc<Target>,
@@ -202,6 +272,7 @@ pub(crate) struct Fetched {
 /// A processor thread of a restore.
 pub(crate) struct Opener {
     opener: ChunkOpener,
+    comparer: Comparer,
     /// Open chunks that wait for their turn at the file.
     waiting: Vec<Opened>,
     /// Buffers to open into.
@@ -218,8 +289,17 @@ struct Opened {
 }
 
 impl Opener {
-    pub(crate) fn new(opener: ChunkOpener) -> Self {
-        Opener { opener, waiting: Vec::new(), spare: Vec::new(), old: Vec::new(), joined: Joined::default() }
+    /// # Errors
+    /// When zstd has no memory for a context.
+    pub(crate) fn new(repository: &Repository) -> Result<Self> {
+        Ok(Opener {
+            opener: repository.chunk_opener()?,
+            comparer: Comparer::new(repository.ring()),
+            waiting: Vec::new(),
+            spare: Vec::new(),
+            old: Vec::new(),
+            joined: Joined::default(),
+        })
     }
 
     fn put(&mut self, fetched: &mut Fetched) -> Result<()> {
@@ -344,11 +424,16 @@ fn misplaced(location: &Location, what: &str) -> Error {
 }
 
 impl Worker for Opener {
-    type Job = Fetched;
+    type Job = Job;
 
-    fn run(&mut self, jobs: &mut Vec<Fetched>) -> Result<()> {
-        for mut fetched in jobs.drain(..) {
-            self.put(&mut fetched).map_err(|error| fetched.target.about(error))?;
+    fn run(&mut self, jobs: &mut Vec<Job>) -> Result<()> {
+        for job in jobs.drain(..) {
+            match job {
+                Job::Open(mut fetched) => {
+                    self.put(&mut fetched).map_err(|error| fetched.target.about(error))?;
+                }
+                Job::Compare(comparison) => self.comparer.compare(comparison),
+            }
         }
         Ok(())
     }

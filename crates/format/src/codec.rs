@@ -71,6 +71,14 @@ impl Compressor {
         }
     }
 
+    /// Goes on at another level.
+    ///
+    /// # Errors
+    /// [`Error::ZstdContext`] when the library refuses the level.
+    pub fn set_level(&mut self, level: i32) -> Result<()> {
+        self.zstd.set_compression_level(level).map_err(|source| Error::ZstdContext { level, source })
+    }
+
     /// Writes `plain` into the front of `out` (at least as long as `plain`), compressed when that saves
     /// a useful part; returns the codec and the length.
     ///

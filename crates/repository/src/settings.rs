@@ -2,11 +2,20 @@
 
 use std::time::Duration;
 
+/// How hard data is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// At a level of zstd, from 1 to 19, or negative for faster.
+    Level(i32),
+    /// Lightly while the processor is what the backup waits for, and more while the line or the store is.
+    Auto,
+}
+
 /// Knobs of one open repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// Compression level of zstd, from 1 to 19, or negative for faster.
-    pub zstd_level: i32,
+    /// How hard chunks are compressed.
+    pub compression: Compression,
     /// Whether each blob is decoded again and compared before its pack is stored.
     pub self_check: bool,
     /// Target size in bytes of a data pack; 128 MiB at most.
@@ -61,7 +70,7 @@ impl Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            zstd_level: 1,
+            compression: Compression::Level(1),
             self_check: true,
             pack_bytes: 32 << 20,
             meta_pack_bytes: 8 << 20,

@@ -12,8 +12,10 @@ use std::sync::Arc;
 use aquifer_format::{BlobKind, ChunkId, Compressor, Decompressor, PackBuilder, PackKind, TableRow};
 
 use crate::dedup::Found;
+use crate::pace::Pace;
 use crate::plane::Plane;
 use crate::session::BackupSession;
+use crate::settings::Compression;
 use crate::zero::is_zero;
 use crate::{Error, Result, Settings};
 
@@ -89,7 +91,16 @@ impl Tools {
     /// Contexts as the settings want them.
     pub(crate) fn new(settings: &Settings) -> Result<Self> {
         let decompressor = settings.self_check.then(Decompressor::new).transpose()?;
-        Ok(Tools { compressor: Compressor::new(settings.zstd_level)?, decompressor })
+        let level = match settings.compression {
+            Compression::Level(level) => level,
+            Compression::Auto => Pace::LIGHTEST,
+        };
+        Ok(Tools { compressor: Compressor::new(level)?, decompressor })
+    }
+
+    /// Goes on at another level.
+    fn set_level(&mut self, level: i32) -> Result<()> {
+        Ok(self.compressor.set_level(level)?)
     }
 
     /// Seals one blob at the end of `pack` and, if the self-check is on, decodes it again while it is hot.
@@ -114,6 +125,8 @@ pub struct ChunkWriter {
     chunk_bytes: usize,
     tools: Option<Tools>,
     open: Option<PackBuilder>,
+    /// With `auto` compression.
+    pace: Option<Pace>,
     finished: bool,
     ids: Vec<ChunkId>,
     asked: Vec<ChunkId>,
@@ -124,7 +137,9 @@ impl ChunkWriter {
     /// A writer into `plane`.
     pub(crate) fn new(plane: Arc<Plane>) -> Self {
         plane.writer_opened();
+        let auto = plane.parts().settings.compression == Compression::Auto;
         ChunkWriter {
+            pace: auto.then(|| Pace::new(plane.parts().world.monotonic_ms())),
             chunk_bytes: plane.parts().chunk_bytes as usize,
             tools: None,
             open: None,
@@ -145,7 +160,17 @@ impl ChunkWriter {
     /// fails the session.
     pub fn store(&mut self, batch: &[PlainChunk<'_>], out: &mut Vec<Stored>) -> Result<()> {
         self.plane.check()?;
-        self.store_batch(batch, out).map_err(|error| self.plane.fail(error))
+        self.at_work(Pace::begin);
+        let stored = self.store_batch(batch, out);
+        self.at_work(Pace::pause);
+        stored.map_err(|error| self.plane.fail(error))
+    }
+
+    /// Tells the pace, if there is one, what begins or ends now.
+    fn at_work(&mut self, event: fn(&mut Pace, u64)) {
+        if let Some(pace) = &mut self.pace {
+            event(pace, self.plane.parts().world.monotonic_ms());
+        }
     }
 
     /// Stores a chunk although the repository has it, once a session. `id` must be that of `plain`.
@@ -221,16 +246,23 @@ impl ChunkWriter {
         Ok(row)
     }
 
-    fn begin_pack(&self) -> Result<PackBuilder> {
+    fn begin_pack(&mut self) -> Result<PackBuilder> {
+        self.at_work(Pace::pause);
         let buffer = self.plane.buffers().take_blocking().map_err(|_| self.plane.refusal())?;
+        self.at_work(Pace::begin);
         self.plane.new_pack(PackKind::Data, buffer)
     }
 
     fn end_pack(&mut self) -> Result<()> {
-        match self.open.take() {
-            Some(pack) if pack.count() > 0 => self.plane.submit_blocking(pack.finish()?),
-            Some(_) | None => Ok(()),
+        let Some(pack) = self.open.take().filter(|pack| pack.count() > 0) else { return Ok(()) };
+        let pack = pack.finish()?;
+        self.at_work(Pace::pause);
+        self.plane.submit_blocking(pack)?;
+        if let (Some(pace), Some(tools)) = (&mut self.pace, &mut self.tools) {
+            tools.set_level(pace.next_level(self.plane.parts().world.monotonic_ms()))?;
         }
+        self.at_work(Pace::begin);
+        Ok(())
     }
 
     /// Sends the open pack and ends the writer.

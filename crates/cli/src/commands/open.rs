@@ -182,5 +182,9 @@ pub(crate) fn secret(chosen: &Chosen) -> Result<Option<Secret>> {
 /// How packs are made, from the configuration.
 pub(crate) fn settings(context: &Context) -> Settings {
     let defaults = &context.config.defaults;
-    Settings { zstd_level: defaults.zstd_level, self_check: defaults.self_check, ..Settings::default() }
+    Settings {
+        compression: defaults.zstd_level.compression(),
+        self_check: defaults.self_check,
+        ..Settings::default()
+    }
 }

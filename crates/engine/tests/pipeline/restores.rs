@@ -8,7 +8,7 @@ use aquifer_engine::{Kind, RestoreRequest, VolumeSpec};
 
 use aquifer_testkit::tools;
 
-use crate::rig::{Rig, allocated, assert_same, image, noise, restoring};
+use crate::rig::{CHUNK, Rig, allocated, assert_same, image, noise, restoring};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn holes_stay_holes() {
@@ -60,6 +60,27 @@ async fn rewriting_writes_only_the_blocks_that_differ() {
     assert_eq!((disk.written_bytes, disk.skipped_bytes), (4096, (11 << 20) - 4096));
     assert_eq!(disk.zero_bytes, 29 << 20);
     assert_same(&source, &copy);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rewriting_reads_no_data_for_what_the_volume_holds_already() {
+    let rig = Rig::new().await;
+    let source = rig.path("source");
+    image(&source, 8 << 20, &[(0, noise(4, 5 << 20))]);
+    let outcome = rig.backup_image(&source).await;
+    let copy = rig.restore_to(outcome.uuid, "copy").await;
+    for pack in rig.packs().into_iter().filter(|pack| fs::metadata(pack).unwrap().len() > CHUNK) {
+        fs::remove_file(pack).unwrap();
+    }
+    let rewrite = || RestoreRequest {
+        rewrite_existing: true,
+        ..restoring(outcome.uuid, VolumeSpec::Raw(copy.clone()))
+    };
+    let restored = rig.try_restore(rewrite()).await.unwrap();
+    assert_eq!((restored.disks[0].written_bytes, restored.disks[0].skipped_bytes), (0, 5 << 20));
+    File::options().write(true).open(&copy).unwrap().write_all_at(b"x", 2 << 20).unwrap();
+    let error = rig.try_restore(rewrite()).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Corrupt, "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
