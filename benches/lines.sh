@@ -80,5 +80,5 @@ measure 50ms
 certificates 2>"$scratch/log"
 settings='1/64/262144 2/64/262144 4/64/262144 4/16/1048576'
 serve --tls=require --tls-certificates="$scratch" file "$image"
-uri="nbds+unix://localhost/?socket=$scratch/socket&tls-certificates=$scratch"
+uri="nbds+unix:///?socket=$scratch/socket&tls-certificates=$scratch"
 measure tls

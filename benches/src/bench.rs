@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 use crate::days::Day;
 use crate::job::{Job, Op};
+use crate::ours::LEVELS;
 
 /// See the module.
 pub(crate) struct Bench {
@@ -29,6 +30,10 @@ impl Bench {
         fs::write(work.path().join("password"), "correct horse battery staple\n")?;
         fs::write(work.path().join("default.toml"), "")?;
         fs::write(work.path().join("unchecked.toml"), "[defaults]\nself_check = false\n")?;
+        for level in LEVELS {
+            let config = work.path().join(format!("level{level}.toml"));
+            fs::write(config, format!("[defaults]\nzstd_level = {level}\n"))?;
+        }
         fs::create_dir(work.path().join("source"))?;
         let day = |name| Day::serve(data, name, work.path());
         let days = [day("day0")?, day("day1")?, day("day2")?];

@@ -23,8 +23,10 @@ pub(crate) enum Op {
     Unchanged,
     /// The second day into a new raw file.
     Restore,
-    /// The second day over the first, in place.
+    /// The second day over the third, in place: a quiet day is taken back.
     Rewrite,
+    /// The same, with a disk that is not in the page cache.
+    RewriteCold,
     /// Every stored chunk is opened.
     Verify,
     /// The third day, for the size of the repository.
@@ -33,20 +35,21 @@ pub(crate) enum Op {
 
 impl Op {
     /// In the order of a series.
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Full,
         Self::FullUnchecked,
         Self::NextDay,
         Self::Unchanged,
         Self::Restore,
         Self::Rewrite,
+        Self::RewriteCold,
         Self::Verify,
         Self::ThirdDay,
     ];
 
     /// Whether it reads the whole repository, or nearly so.
     fn reads_what_is_stored(self) -> bool {
-        matches!(self, Self::Restore | Self::Rewrite | Self::Verify)
+        matches!(self, Self::Restore | Self::Rewrite | Self::RewriteCold | Self::Verify)
     }
 
     /// Its name in files and tables.
@@ -58,6 +61,7 @@ impl Op {
             Self::Unchanged => "unchanged",
             Self::Restore => "restore",
             Self::Rewrite => "restore in place",
+            Self::RewriteCold => "restore in place, cold",
             Self::Verify => "verify chunks",
             Self::ThirdDay => "third day",
         }

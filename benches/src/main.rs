@@ -63,6 +63,11 @@ fn measure_all(bench: &Bench, floor_rounds: u32, peer_rounds: u32, file: &Path) 
         if round <= floor_rounds {
             rows.extend(measure_series(bench, round, &ours::series(bench, round))?);
         }
+        if round == 1 {
+            for level in ours::LEVELS {
+                rows.extend(measure_series(bench, round, &ours::level_series(bench, level))?);
+            }
+        }
         if round <= peer_rounds {
             for series in peers::series(bench, round) {
                 // A peer that fails is told and has no figures of this round; the others go on.

@@ -19,28 +19,85 @@ pub(crate) const CAT: &str = "cat to null";
 /// Decompressing and hashing what the first two days have.
 pub(crate) const UNPACK: &str = "unzstd + BLAKE3";
 
+/// The levels of compression, beside the default, whose cost and gain are told.
+pub(crate) const LEVELS: [i32; 3] = [3, 6, 9];
+
+/// What the tables call us at one of these levels.
+pub(crate) fn at_level(level: i32) -> String {
+    format!("{AQUIFER}, zstd {level}")
+}
+
+fn run(bench: &Bench, repository: &str, config: &str, words: &str) -> String {
+    let dir = bench.folder().display();
+    format!(
+        "exec {} --config {dir}/{config}.toml -r {dir}/{repository}/repository --state-dir {dir}/{repository}/state \
+         --password-file {dir}/password {words}",
+        bench.aquifer.display()
+    )
+}
+
+/// The lines that make a new repository.
+fn init(bench: &Bench, repository: &str) -> Vec<String> {
+    let fresh = format!("rm -rf {0} && mkdir {0}", bench.path(repository).display());
+    vec![fresh, run(bench, repository, "default", "repository init")]
+}
+
+fn backup(bench: &Bench, day: usize) -> String {
+    format!("backup disk --nbd vda='{}'", bench.days[day].uri)
+}
+
+/// The three days at another level.
+pub(crate) fn level_series(bench: &Bench, level: i32) -> Vec<Job> {
+    let config = format!("level{level}");
+    let job = |op: Op, day: usize| Job {
+        stored: Some(bench.path("level/repository")),
+        ..bench.job(&at_level(level), op, day, run(bench, "level", &config, &backup(bench, day)))
+    };
+    vec![Job { before: init(bench, "level"), ..job(Op::Full, 0) }, job(Op::NextDay, 1), job(Op::ThirdDay, 2)]
+}
+
+/// A work of ours on the repository of the default settings.
+fn ours(bench: &Bench, op: Op, day: usize, words: &str) -> Job {
+    Job {
+        stored: Some(bench.path("aquifer/repository")),
+        ..bench.job(AQUIFER, op, day, run(bench, "aquifer", "default", words))
+    }
+}
+
+fn restore_to(bench: &Bench, name: &str) -> String {
+    format!("restore latest:disk --disk vda=raw:{}", bench.path(name).display())
+}
+
+/// The second day over the third, once out of the page cache and once from the storage, and reading that disk once.
+fn rewrites(bench: &Bench) -> Vec<Job> {
+    let (day1, old) = (&bench.days[1].image, bench.path("old.raw"));
+    let disk = old.display();
+    let renew = format!("cp --reflink=never --sparse=always {} {disk}", bench.days[2].image.display());
+    // What is not written yet cannot be dropped.
+    let drop =
+        format!("sync {disk} && dd of={disk} oflag=nocache conv=notrunc,fdatasync count=0 status=none");
+    let words = format!("{} --rewrite-existing", restore_to(bench, "old.raw"));
+    let read = |op: Op| bench.job(CAT, op, 2, format!("exec cat {disk} > /dev/null"));
+    vec![
+        Job { before: vec![renew.clone()], source: old.clone(), ..read(Op::Rewrite) },
+        Job {
+            source: old.clone(),
+            same: Some((day1.clone(), old.clone())),
+            ..ours(bench, Op::Rewrite, 1, &words)
+        },
+        Job { before: vec![renew, drop.clone()], ..read(Op::RewriteCold) },
+        Job {
+            before: vec![drop],
+            same: Some((day1.clone(), old.clone())),
+            ..ours(bench, Op::RewriteCold, 1, &words)
+        },
+    ]
+}
+
 /// One round of ours and of the floors; in the first also the third day.
 pub(crate) fn series(bench: &Bench, round: u32) -> Vec<Job> {
     let dir = bench.folder().display();
     let [day0, day1, _] = &bench.days;
-    let run = |repository: &str, config: &str, words: &str| {
-        format!(
-            "exec {} --config {dir}/{config}.toml -r {dir}/{repository}/repository --state-dir {dir}/{repository}/state \
-             --password-file {dir}/password {words}",
-            bench.aquifer.display()
-        )
-    };
-    let init = |repository: &str| {
-        let fresh = format!("rm -rf {dir}/{repository} && mkdir {dir}/{repository}");
-        vec![fresh, run(repository, "default", "repository init")]
-    };
-    let backup = |day: usize| format!("backup disk --nbd vda='{}'", bench.days[day].uri);
-    let ours = |op: Op, day: usize, words: &str| Job {
-        stored: Some(bench.path("aquifer/repository")),
-        ..bench.job(AQUIFER, op, day, run("aquifer", "default", words))
-    };
-    let to = |name: &str| format!("restore latest:disk --disk vda=raw:{dir}/{name}");
-    let old = bench.path("old.raw");
     let (frames, compare) = (bench.path("frames"), bench.aquifer.with_file_name("compare"));
     let (frames, compare) = (frames.display(), compare.display());
     let mut jobs = vec![
@@ -55,13 +112,18 @@ pub(crate) fn series(bench: &Bench, round: u32) -> Vec<Job> {
             )
         },
         Job {
-            before: init("unchecked"),
-            ..bench.job(AQUIFER, Op::FullUnchecked, 0, run("unchecked", "unchecked", &backup(0)))
+            before: init(bench, "unchecked"),
+            ..bench.job(
+                AQUIFER,
+                Op::FullUnchecked,
+                0,
+                run(bench, "unchecked", "unchecked", &backup(bench, 0)),
+            )
         },
-        Job { before: init("aquifer"), ..ours(Op::Full, 0, &backup(0)) },
-        ours(Op::NextDay, 1, &backup(1)),
+        Job { before: init(bench, "aquifer"), ..ours(bench, Op::Full, 0, &backup(bench, 0)) },
+        ours(bench, Op::NextDay, 1, &backup(bench, 1)),
         bench.job(NBDCOPY, Op::Unchanged, 1, format!("exec nbdcopy --connections=4 '{}' null:", day1.uri)),
-        ours(Op::Unchanged, 1, &backup(1)),
+        ours(bench, Op::Unchanged, 1, &backup(bench, 1)),
         Job {
             before: vec![format!("rm -f {dir}/copy.raw")],
             same: Some((day1.image.clone(), bench.path("copy.raw"))),
@@ -74,22 +136,11 @@ pub(crate) fn series(bench: &Bench, round: u32) -> Vec<Job> {
         },
         Job {
             same: Some((day1.image.clone(), bench.path("new.raw"))),
-            ..ours(Op::Restore, 1, &to("new.raw"))
+            ..ours(bench, Op::Restore, 1, &restore_to(bench, "new.raw"))
         },
-        Job {
-            before: vec![format!(
-                "cp --reflink=never --sparse=always {} {}",
-                day0.image.display(),
-                old.display()
-            )],
-            source: old.clone(),
-            ..bench.job(CAT, Op::Rewrite, 0, format!("exec cat {} > /dev/null", old.display()))
-        },
-        Job {
-            source: old.clone(),
-            same: Some((day1.image.clone(), old)),
-            ..ours(Op::Rewrite, 1, &format!("{} --rewrite-existing", to("old.raw")))
-        },
+    ];
+    jobs.extend(rewrites(bench));
+    jobs.extend([
         Job {
             before: vec![format!(
                 "[ -e {frames} ] || {compare} pack {frames} {} {}",
@@ -99,10 +150,10 @@ pub(crate) fn series(bench: &Bench, round: u32) -> Vec<Job> {
             source: bench.path("frames"),
             ..bench.job(UNPACK, Op::Verify, 1, format!("exec {compare} unpack {frames}"))
         },
-        ours(Op::Verify, 1, "verify --level chunks"),
-    ];
+        ours(bench, Op::Verify, 1, "verify --level chunks"),
+    ]);
     if round == 1 {
-        jobs.push(ours(Op::ThirdDay, 2, &backup(2)));
+        jobs.push(ours(bench, Op::ThirdDay, 2, &backup(bench, 2)));
     }
     jobs
 }

@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 
 use crate::job::Op;
-use crate::ours::AQUIFER;
+use crate::ours::{AQUIFER, LEVELS, at_level};
 use crate::report::Figures;
 
 const WIDTH: f64 = 860.0;
@@ -31,8 +31,9 @@ pub(crate) fn svg(figures: &Figures) -> String {
     let mut body = String::new();
     let mut y = 20.0;
     for (op, title) in PANELS {
+        let shown = figures.tools.iter().filter(|tool| !LEVELS.map(at_level).contains(tool));
         let mut bars: Vec<(&str, f64)> =
-            figures.tools.iter().filter_map(|tool| Some((tool.as_str(), figures.wall(tool, op)?))).collect();
+            shown.filter_map(|tool| Some((tool.as_str(), figures.wall(tool, op)?))).collect();
         bars.sort_by(|a, b| a.1.total_cmp(&b.1));
         y = panel(&mut body, y, title, &bars);
     }

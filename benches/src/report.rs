@@ -32,6 +32,7 @@ const TARGETS: &[(Op, Against, f64)] = &[
     (Op::Restore, Against::Floor(CP, Op::Restore), 1.3),
     (Op::Restore, Against::Peers(Op::Restore), 0.55),
     (Op::Rewrite, Against::Floor(CAT, Op::Rewrite), 1.2),
+    (Op::RewriteCold, Against::Floor(CAT, Op::RewriteCold), 1.2),
     (Op::Verify, Against::Floor(UNPACK, Op::Verify), 1.25),
 ];
 

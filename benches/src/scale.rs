@@ -119,8 +119,8 @@ impl Axis {
 
     fn marks(&self) -> Vec<f64> {
         if self.logarithmic {
-            let decades = (self.high / self.low).log10().round() as i32;
-            return (0..=decades).map(|decade| self.low * 10_f64.powi(decade)).collect();
+            let decades = std::iter::successors(Some(self.low), |mark| Some(mark * 10.0));
+            return decades.take_while(|mark| *mark < self.high * 2.0).collect();
         }
         (0..=4).map(|quarter| self.high * f64::from(quarter) / 4.0).collect()
     }

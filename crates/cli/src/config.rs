@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
+use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 
 use aquifer_engine::repository::{Compression, KeepRules};
@@ -44,9 +45,9 @@ pub(crate) struct Defaults {
     /// Budget of one job in bytes.
     #[serde(deserialize_with = "memory")]
     pub(crate) memory: Size,
-    /// NBD connections of one disk, where the server offers several.
+    /// NBD connections of one disk, where the server offers several; by the line's latency if nothing is said.
     #[serde(deserialize_with = "connections")]
-    pub(crate) connections: u16,
+    pub(crate) connections: Option<NonZeroU16>,
     #[serde(deserialize_with = "zstd_level")]
     pub(crate) zstd_level: ZstdLevel,
     /// Whether each chunk is decoded again before it is stored.
@@ -58,7 +59,7 @@ impl Default for Defaults {
         Defaults {
             repository: None,
             memory: Size(192 << 20),
-            connections: 4,
+            connections: None,
             zstd_level: ZstdLevel::Level(1),
             self_check: true,
         }
@@ -176,9 +177,11 @@ fn memory<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Siz
     Ok(size)
 }
 
-fn connections<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<u16, D::Error> {
+fn connections<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<Option<NonZeroU16>, D::Error> {
     match u16::deserialize(deserializer)? {
-        count @ 1..=64 => Ok(count),
+        count @ 1..=64 => Ok(NonZeroU16::new(count)),
         count => Err(serde::de::Error::custom(format!("connections = {count} is out of range, 1 to 64 are"))),
     }
 }
@@ -215,7 +218,7 @@ mod tests {
     fn an_empty_file_means_the_defaults() {
         let config = parse("").unwrap();
         assert_eq!(config.defaults.memory, Size(192 << 20));
-        assert_eq!(config.defaults.connections, 4);
+        assert_eq!(config.defaults.connections, None);
         assert_eq!(config.defaults.zstd_level, ZstdLevel::Level(1));
         assert!(config.defaults.self_check);
         assert!(config.repositories.is_empty() && config.domains.is_empty());

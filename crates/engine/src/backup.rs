@@ -162,6 +162,7 @@ impl Job<'_> {
             session: Arc::clone(&self.session),
             batches: workers.queue(),
             buffers: Buffers::new(transit_bytes, request_bytes),
+            line_bytes: context.settings.line_bytes(request_bytes),
             throttle: Arc::new(Throttle::new(context.settings.read_limit_bytes)),
             events: context.events.clone(),
         };

@@ -44,6 +44,8 @@ pub(crate) struct Shared {
     pub(crate) session: Arc<BackupSession>,
     pub(crate) batches: Sender<Batch>,
     pub(crate) buffers: Arc<Buffers>,
+    /// What the buffers may hold when a long line asks for it.
+    pub(crate) line_bytes: u64,
     pub(crate) throttle: Arc<Throttle>,
     pub(crate) events: EventSink,
 }
@@ -116,6 +118,8 @@ async fn pipeline(disk: &DiskRead, mut changes: Option<Changes>, shared: &Shared
     let (to_lanes, requests) = async_channel::bounded(WINDOW);
     let (to_tree, steps) = async_channel::bounded(WINDOW);
     let lanes = start_lanes(&disk.client, &requests, shared);
+    let lanes_bytes = lanes.len() as u64 * u64::from(request_bytes(shared.session.chunk_bytes()));
+    shared.buffers.grow_to(lanes_bytes.min(shared.line_bytes));
     // A whole read builds its tree from nothing, and only compares.
     let base = disk.parent.filter(|_| changes.is_some()).unwrap_or_default();
     let mut parent = Compared::new(shared, disk.parent, changes.is_some());

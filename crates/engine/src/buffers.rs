@@ -3,6 +3,7 @@
 //! A [`Lease`] is a buffer and its share of the budget; dropping it gives both back. Buffers are reused
 //! without being cleared, because whoever reads into one fills it whole.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -10,11 +11,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// Granularity in which the budget is counted.
 const UNIT_BYTES: u64 = 4096;
 
+fn units_of(bytes: u64) -> u32 {
+    u32::try_from(bytes / UNIT_BYTES).unwrap_or(u32::MAX >> 4).clamp(1, u32::MAX >> 4)
+}
+
 /// The pool of one job.
 #[derive(Debug)]
 pub(crate) struct Buffers {
     budget: Arc<Semaphore>,
-    units: u32,
+    units: AtomicU32,
     free: Mutex<Vec<Vec<u8>>>,
     kept: usize,
 }
@@ -22,14 +27,21 @@ pub(crate) struct Buffers {
 impl Buffers {
     /// A pool with a budget of `budget_bytes`, for buffers of mostly `typical_bytes`.
     pub(crate) fn new(budget_bytes: u64, typical_bytes: u32) -> Arc<Self> {
-        let units = u32::try_from(budget_bytes / UNIT_BYTES).unwrap_or(u32::MAX >> 4).clamp(1, u32::MAX >> 4);
+        let units = units_of(budget_bytes);
         let kept = usize::try_from(budget_bytes / u64::from(typical_bytes.max(1))).unwrap_or(usize::MAX);
         Arc::new(Buffers {
             budget: Arc::new(Semaphore::new(usize::try_from(units).unwrap_or(usize::MAX))),
-            units,
+            units: AtomicU32::new(units),
             free: Mutex::new(Vec::new()),
             kept: kept.min(4096),
         })
+    }
+
+    /// Raises the budget to `budget_bytes`, where it is less.
+    pub(crate) fn grow_to(&self, budget_bytes: u64) {
+        let wanted = units_of(budget_bytes);
+        let before = self.units.fetch_max(wanted, Ordering::Relaxed);
+        self.budget.add_permits(usize::try_from(wanted.saturating_sub(before)).unwrap_or(0));
     }
 
     /// Waits for room and gives a buffer of exactly `bytes`, with arbitrary contents. A request beyond the
@@ -47,7 +59,7 @@ impl Buffers {
     /// Waits for `bytes` of the budget, for a buffer that somebody else makes.
     pub(crate) async fn share(&self, bytes: usize) -> Share {
         let wanted = u64::try_from(bytes).unwrap_or(u64::MAX).div_ceil(UNIT_BYTES).max(1);
-        let units = u32::try_from(wanted).unwrap_or(u32::MAX).min(self.units);
+        let units = u32::try_from(wanted).unwrap_or(u32::MAX).min(self.units.load(Ordering::Relaxed));
         // The semaphore is never closed, so `None` cannot be; it would only mean no bound.
         Share(Arc::clone(&self.budget).acquire_many_owned(units).await.ok())
     }
@@ -111,6 +123,17 @@ mod tests {
         drop(lease);
         assert_eq!(pool.budget.available_permits(), 2);
         assert_eq!(pool.lease(100).await.bytes().as_ptr(), address);
+    }
+
+    #[tokio::test]
+    async fn a_budget_grows_and_never_shrinks() {
+        let pool = Buffers::new(8192, 4096);
+        pool.grow_to(16384);
+        pool.grow_to(4096);
+        assert_eq!(pool.budget.available_permits(), 4);
+        let all = pool.lease(100_000).await;
+        assert_eq!(pool.budget.available_permits(), 0);
+        drop(all);
     }
 
     #[tokio::test]

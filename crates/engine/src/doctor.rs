@@ -233,7 +233,11 @@ fn scratch(folder: &std::path::Path) -> Finding {
 
 /// Reads samples of an export with our client and with an independent one, and compares them.
 async fn cross_check(uri: &Uri) -> Result<String> {
-    let client = Client::connect(uri, &ClientOptions { connections: 1, ..ClientOptions::default() }).await?;
+    let client = Client::connect(
+        uri,
+        &ClientOptions { connections: 1, connections_max: 1, ..ClientOptions::default() },
+    )
+    .await?;
     let compared = peer::compare(&client, uri).await;
     client.disconnect().await;
     compared

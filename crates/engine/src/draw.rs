@@ -12,7 +12,7 @@ use crate::plan::{Grid, Status};
 /// The share that is read if nobody says another, in parts of a million.
 const DEFAULT_PPM: u32 = 1000;
 /// Bytes of one disk that this default reads at most, on average.
-const DEFAULT_BYTES_MAX: u64 = 64 << 20;
+const DEFAULT_BYTES_MAX: u64 = 16 << 20;
 
 /// A sample of a disk's chunks.
 #[derive(Debug, Clone)]
@@ -186,6 +186,6 @@ mod tests {
         let grid = Grid::new(10 << 40, 128 << 10);
         let regions = Draw::new(None, grid, 7).over(grid, 0..10 << 40);
         let drawn = regions.iter().filter(|region| region.status == Status::Drawn).count();
-        assert!((300..800).contains(&drawn), "{drawn} chunks of 128 KiB");
+        assert!((75..200).contains(&drawn), "{drawn} chunks of 128 KiB");
     }
 }

@@ -255,7 +255,7 @@ impl Exposure {
                 error.about(format_args!("disk {}", disk.name)).with("disk", disk.name.clone())
             };
             let uri = disk.uri.parse::<Uri>().map_err(|error| about(error.into()))?;
-            let options = ClientOptions { connections: 1, ..ClientOptions::default() };
+            let options = ClientOptions { connections: 1, connections_max: 1, ..ClientOptions::default() };
             let client = Client::connect(&uri, &options).await.map_err(|error| about(error.into()))?;
             let (found, expected) = (client.info().size_bytes, disk.size_bytes);
             if found != expected {

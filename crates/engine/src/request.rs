@@ -43,7 +43,7 @@ pub struct BackupRequest {
     /// The domain's definition as the caller knows it, kept with the backup.
     pub definition: Option<Vec<u8>>,
     /// Share of the chunks that a bitmap calls unchanged that is read all the same and compared, in millionths; without it
-    /// a small share, and of a large disk not more than some 64 MiB.
+    /// a small share, and of a large disk not more than some 16 MiB.
     pub recheck_ppm: Option<u32>,
     /// How long another host's session of the domain must be silent before it is ended as dead; zero ends it at once.
     pub fence_after: Duration,

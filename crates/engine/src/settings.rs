@@ -4,7 +4,7 @@
 //! environment, that is the command line's work.
 
 use std::fmt;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU16, NonZeroUsize};
 use std::sync::Arc;
 
 use aquifer_repository::{Repository, World};
@@ -19,13 +19,20 @@ pub(crate) const REQUEST_BYTES: u32 = 512 << 10;
 /// Requests in flight on one NBD connection: QEMU's server works on sixteen at once.
 pub(crate) const REQUESTS_PER_CONNECTION: u16 = 16;
 
+/// NBD connections of one disk, if nobody says another number and the line is short.
+const CONNECTIONS: u16 = 4;
+
+/// The most of them over a long line.
+const CONNECTIONS_MAX: u16 = 16;
+
 /// The limits of one job. All of them are knobs of speed and memory; none changes what is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobSettings {
     /// Budget in bytes for all buffers of the job together.
     pub memory_bytes: u64,
-    /// NBD connections of one disk, where the server offers several.
-    pub connections: u16,
+    /// NBD connections of one disk, where the server offers several; `None` goes by the line's latency, from
+    /// [`CONNECTIONS`] on.
+    pub connections: Option<NonZeroU16>,
     /// Bytes a second to read from the source at most, over all disks; `None` reads as fast as it goes.
     pub read_limit_bytes: Option<u64>,
     /// Threads that hash, compress and encrypt; `None` takes one for each core.
@@ -34,7 +41,7 @@ pub struct JobSettings {
 
 impl Default for JobSettings {
     fn default() -> Self {
-        JobSettings { memory_bytes: 192 << 20, connections: 4, read_limit_bytes: None, threads: None }
+        JobSettings { memory_bytes: 192 << 20, connections: None, read_limit_bytes: None, threads: None }
     }
 }
 
@@ -42,6 +49,17 @@ impl JobSettings {
     /// Processor threads of the job.
     pub(crate) fn thread_count(&self) -> usize {
         self.threads.or_else(|| std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get)
+    }
+
+    /// The least and the most connections to one export.
+    pub(crate) fn connections(&self) -> (u16, u16) {
+        self.connections.map_or((CONNECTIONS, CONNECTIONS_MAX), |exactly| (exactly.get(), exactly.get()))
+    }
+
+    /// Bytes of plain data that may be on their way from a source over a long line, where more of them must be; a short
+    /// one has [`JobSettings::transit_bytes`].
+    pub(crate) fn line_bytes(&self, request_bytes: u32) -> u64 {
+        2 * self.transit_bytes(request_bytes)
     }
 
     /// Bytes of plain data on their way between the sockets and the processor threads.

@@ -166,11 +166,13 @@ impl OpenSource {
     /// Those of the NBD client.
     pub(crate) async fn connect(context: &JobContext, disk: &SourceDisk) -> Result<Client> {
         let request_bytes = request_bytes(context.repository.config().chunk_bytes);
+        let (connections, connections_max) = context.settings.connections();
         let options = ClientOptions {
-            connections: context.settings.connections.max(1),
+            connections,
+            connections_max,
             depth: REQUESTS_PER_CONNECTION,
             request_bytes,
-            in_flight_bytes: context.settings.transit_bytes(request_bytes),
+            in_flight_bytes: context.settings.line_bytes(request_bytes),
             contexts: std::iter::once(ALLOCATION.to_owned()).chain(disk.changes.clone()).collect(),
             ..ClientOptions::default()
         };
@@ -203,7 +205,7 @@ pub(crate) fn session_request(
         disks: qmp.disks.clone(),
         scratch_max_bytes: qmp.scratch_max_bytes,
         // One more for each disk, so that a connection that is lost and not yet noticed does not block its heir.
-        max_connections: wanted.saturating_mul(u32::from(context.settings.connections) + 1),
+        max_connections: wanted.saturating_mul(u32::from(context.settings.connections().1) + 1),
         quiesce: qmp.quiesce,
         method: if qmp.filter.is_some() { Method::Filter } else { Method::Classic },
         guard: qmp.guard.clone(),

@@ -58,8 +58,9 @@ impl<J: Send + 'static> Workers<J> {
                 .spawn(move || {
                     let result = drain(worker, &queue, count);
                     if result.is_err() {
-                        queue.close();
+                        // In this order, so that whoever finds the queue closed can know why.
                         failed.cancel();
+                        queue.close();
                     }
                     // The receiver is gone only if the job was dropped as a whole.
                     let _ = end.send(result);

@@ -11,9 +11,6 @@ use aquifer_nbd::{Client, ClientOptions, Extent, STATE_ZERO, Uri};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 
-/// Bytes of one read: several requests, so that tasks wake less often.
-const READ_BYTES: u32 = 1024 * 1024;
-
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
@@ -21,6 +18,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let mut options = ClientOptions::default();
     if let Some(connections) = args.next() {
         options.connections = connections.parse()?;
+        options.connections_max = options.connections;
     }
     if let Some(depth) = args.next() {
         options.depth = depth.parse()?;
@@ -31,17 +29,17 @@ async fn main() -> Result<(), Box<dyn Error>> {
         "{}: {} bytes, {:?}, {} connections",
         info.name, info.size_bytes, info.reply_mode, info.connections
     );
-    let requests = u32::from(info.connections) * u32::from(options.depth);
-    let readers = (requests / (READ_BYTES / options.request_bytes)).max(1);
+    let readers = u32::from(info.connections) * u32::from(options.depth);
+    let read_bytes = options.request_bytes;
     let begun = Instant::now();
     let (sender, receiver) = mpsc::channel::<Extent>(usize::from(options.depth));
     let receiver = Arc::new(Mutex::new(receiver));
     let total = Arc::new(AtomicU64::new(0));
     let mut tasks = JoinSet::new();
     for _ in 0..readers {
-        tasks.spawn(read_pieces(client.clone(), Arc::clone(&receiver), READ_BYTES, Arc::clone(&total)));
+        tasks.spawn(read_pieces(client.clone(), Arc::clone(&receiver), read_bytes, Arc::clone(&total)));
     }
-    feed(&client, READ_BYTES, sender).await?;
+    feed(&client, read_bytes, sender).await?;
     while let Some(done) = tasks.join_next().await {
         done??;
     }

@@ -10,11 +10,13 @@
 
 mod direct;
 mod place;
+mod spare;
 mod walk;
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use rustix::io::Errno;
@@ -22,11 +24,13 @@ use rustix::io::Errno;
 use crate::memory::{check_size, resolve};
 use crate::object::BoxFuture;
 use crate::{Created, Error, GetRange, Key, ObjectStore, Page, Result};
+use spare::Spare;
 
 /// An object store in a directory. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Local {
     root: PathBuf,
+    spare: Arc<Spare>,
 }
 
 impl Local {
@@ -37,7 +41,7 @@ impl Local {
     pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
         let root = path.into();
         match std::fs::read_dir(&root) {
-            Ok(_) => Ok(Self { root }),
+            Ok(_) => Ok(Self { root, spare: Arc::default() }),
             Err(source) => Err(Error::Directory { path: root, source }),
         }
     }
@@ -119,14 +123,24 @@ impl Local {
         }
         // Reading into spare capacity: no byte is zeroed first or copied after.
         let length = usize::try_from(bytes).unwrap_or(usize::MAX);
-        let mut body = Vec::with_capacity(length);
-        file.take(bytes).read_to_end(&mut body).map_err(failed)?;
-        if body.len() != length {
+        let mut read_into = |body: &mut Vec<u8>| {
+            file.by_ref().take(bytes).read_to_end(body).map_err(failed)?;
+            if body.len() == length {
+                return Ok(());
+            }
             let end = offset + bytes;
             let object_bytes = offset + u64::try_from(body.len()).unwrap_or(u64::MAX);
             let (store, key) = (self.describe(), key.to_string());
-            return Err(Error::Range { store, key, offset, end, object_bytes });
+            Err(Error::Range { store, key, offset, end, object_bytes })
+        };
+        // Parts are decrypted in place, which a buffer that must be given back does not allow.
+        if range == GetRange::Whole {
+            let mut whole = self.spare.take(length);
+            read_into(&mut whole.buffer)?;
+            return Ok(whole.into());
         }
+        let mut body = Vec::with_capacity(length);
+        read_into(&mut body)?;
         Ok(Bytes::from(body))
     }
 }

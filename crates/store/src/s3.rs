@@ -248,7 +248,8 @@ impl ObjectStore for S3 {
     }
 
     fn range_bytes(&self) -> u32 {
-        16 << 20
+        // A pack and its last chunk, so that a pack that is needed whole is one request.
+        34 << 20
     }
 
     fn describe(&self) -> String {

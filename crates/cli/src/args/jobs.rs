@@ -27,7 +27,7 @@ pub(crate) struct BackupArgs {
     #[arg(long)]
     pub(crate) full: bool,
     /// Share of the chunks that a dirty bitmap calls unchanged that is read all the same and compared; a difference is
-    /// reported, and the disk read whole [default: 0.1%, at most some 64MiB of a disk].
+    /// reported, and the disk read whole [default: 0.1%, at most some 16MiB of a disk].
     #[arg(long, value_name = "P%")]
     pub(crate) recheck: Option<Share>,
     /// A domainbackup that says what is backed up, against which parent, and into which further volumes, in the

@@ -29,8 +29,10 @@ impl NbdVolume {
         size_bytes: u64,
         settings: &JobSettings,
     ) -> Result<Self> {
+        let (connections, connections_max) = settings.connections();
         let options = ClientOptions {
-            connections: settings.connections.max(1),
+            connections,
+            connections_max,
             depth: REQUESTS_PER_CONNECTION,
             request_bytes: REQUEST_BYTES,
             in_flight_bytes: settings.transit_bytes(REQUEST_BYTES),

@@ -9,8 +9,10 @@ use crate::proto::reply::ReplyMode;
 /// The caller's choices for one client.
 #[derive(Debug, Clone)]
 pub struct ClientOptions {
-    /// Most connections; more than one is used only where the server offers MULTI_CONN.
+    /// Connections; more than one is used only where the server offers MULTI_CONN.
     pub connections: u16,
+    /// Most connections, over a line whose latency leaves the first ones idle. Not more than `connections` means no more.
+    pub connections_max: u16,
     /// Requests in flight on each connection. QEMU works on 16 at once.
     pub depth: u16,
     /// Length of one request in bytes, within what the server allows.
@@ -37,8 +39,9 @@ impl Default for ClientOptions {
     fn default() -> Self {
         Self {
             connections: 4,
+            connections_max: 16,
             depth: 16,
-            request_bytes: 256 * 1024,
+            request_bytes: 512 * 1024,
             in_flight_bytes: 64 * 1024 * 1024,
             contexts: vec!["base:allocation".to_owned()],
             greeting_deadline: Duration::from_secs(10),

@@ -13,12 +13,13 @@ use std::time::Duration;
 
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, warn};
 
 use super::connect::Dialer;
 use super::connection::{self, Handle, Names};
 use super::options::{ClientOptions, ExportInfo};
+use super::read::read;
 use super::work::{Outcome, Submission, Work};
 use crate::error::{Change, Error, Stage};
 use crate::proto::handshake::Negotiated;
@@ -33,6 +34,13 @@ const BACKOFF_MAX: Duration = Duration::from_secs(5);
 const BUDGET_UNIT_BYTES: u64 = 4096;
 /// How long to wait for the connections' polite end.
 const GOODBYE: Duration = Duration::from_secs(5);
+
+/// What a line should be able to carry, in bytes a microsecond: more than the processors of a backup host take.
+const LINE_BYTES_PER_MICROSECOND: u128 = 3000;
+/// Requests end where extents end, and many are shorter than they may be: this many fill one of full length.
+const REQUESTS_TO_FILL_ONE: u128 = 2;
+/// How long connections beyond the usual number may take to open, beside what the line's latency explains.
+const EXTRA_PATIENCE: Duration = Duration::from_secs(1);
 
 /// One place for a connection.
 #[derive(Debug)]
@@ -85,30 +93,70 @@ impl Pool {
         if options.writable && info.is_read_only() {
             return Err(Error::ReadOnly { export: uri.export.clone() });
         }
-        let mut slots = vec![Slot::new(start(&dialer, stream, &negotiated))];
-        if info.is_multi_conn() {
-            let mut dialing = JoinSet::new();
-            for _ in 1..options.connections {
-                let dialer = Arc::clone(&dialer);
-                dialing.spawn(async move { dialer.open().await });
-            }
-            while let Some(opened) = dialing.join_next().await {
-                match opened {
-                    Ok(Ok((stream, negotiated))) => {
-                        check_same(&info, &negotiated).map_err(|change| changed(&info, change))?;
-                        slots.push(Slot::new(start(&dialer, stream, &negotiated)));
-                    }
-                    Ok(Err(error)) => warn!(%error, "going on with fewer NBD connections"),
-                    Err(error) => warn!(%error, "going on with fewer NBD connections"),
-                }
-            }
-        }
-        info.connections = u16::try_from(slots.len()).unwrap_or(u16::MAX);
+        info.connections = 1;
+        let slots = vec![Slot::new(start(&dialer, stream, &negotiated))];
         let units = (options.in_flight_bytes / BUDGET_UNIT_BYTES).max(1);
         let budget_units = u32::try_from(units).unwrap_or(u32::MAX).min(u32::MAX >> 3);
         let budget =
             Arc::new(Semaphore::new(usize::try_from(budget_units).unwrap_or(Semaphore::MAX_PERMITS)));
-        Ok(Arc::new(Self { dialer, info, slots, budget, budget_units, end: OnceLock::new() }))
+        let mut pool = Self { dialer, info, slots, budget, budget_units, end: OnceLock::new() };
+        if pool.info.is_multi_conn() {
+            pool.widen().await?;
+        }
+        Ok(Arc::new(pool))
+    }
+
+    /// Opens the further connections that the options ask for, and as many more as the line is long.
+    async fn widen(&mut self) -> Result<(), Error> {
+        let options = self.dialer.options().clone();
+        if options.connections_max > options.connections {
+            let mut latency = self.latency().await;
+            if connections_for(latency, &options) > options.connections {
+                // Once is a disk's seek or a busy moment. The line's part comes back.
+                latency = latency.min(self.latency().await);
+            }
+            let wanted = connections_for(latency, &options);
+            self.dial_more(options.connections, None).await?;
+            // A server may have room for no more, and then says nothing for as long as it is asked.
+            self.dial_more(wanted, Some(EXTRA_PATIENCE + 10 * latency)).await?;
+        } else {
+            self.dial_more(options.connections, None).await?;
+        }
+        self.info.connections = u16::try_from(self.slots.len()).unwrap_or(u16::MAX);
+        Ok(())
+    }
+
+    /// How long a small read takes while nothing else is asked. What it gives, or that it fails, does not matter.
+    async fn latency(&self) -> Duration {
+        let bytes = u64::from(self.info.blocks.minimum).min(self.info.size_bytes);
+        let begun = Instant::now();
+        let _ = read(self, 0, vec![0; usize::try_from(bytes).unwrap_or(0)]).await;
+        begun.elapsed()
+    }
+
+    /// Dials until there are `wanted` connections; with `patience`, those that are not open by then are left out.
+    async fn dial_more(&mut self, wanted: u16, patience: Option<Duration>) -> Result<(), Error> {
+        let mut dialing = JoinSet::new();
+        for _ in self.slots.len()..usize::from(wanted) {
+            let dialer = Arc::clone(&self.dialer);
+            dialing.spawn(async move { dialer.open().await });
+        }
+        let deadline = patience.map(|patience| Instant::now() + patience);
+        loop {
+            let opened = match deadline {
+                None => dialing.join_next().await,
+                Some(deadline) => timeout_at(deadline, dialing.join_next()).await.unwrap_or_default(),
+            };
+            match opened {
+                None => return Ok(()),
+                Some(Ok(Ok((stream, negotiated)))) => {
+                    check_same(&self.info, &negotiated).map_err(|change| changed(&self.info, change))?;
+                    self.slots.push(Slot::new(start(&self.dialer, stream, &negotiated)));
+                }
+                Some(Ok(Err(error))) => warn!(%error, "going on with fewer NBD connections"),
+                Some(Err(error)) => warn!(%error, "going on with fewer NBD connections"),
+            }
+        }
     }
 
     pub(crate) fn info(&self) -> &ExportInfo {
@@ -278,6 +326,14 @@ impl Slot {
     }
 }
 
+/// How many connections keep a line of this latency full: what travels in one latency, by what one connection may have on
+/// the wire.
+fn connections_for(latency: Duration, options: &ClientOptions) -> u16 {
+    let on_one = u128::from(options.depth.max(1)) * u128::from(options.request_bytes.max(1));
+    let wanted = (latency.as_micros() * LINE_BYTES_PER_MICROSECOND * REQUESTS_TO_FILL_ONE).div_ceil(on_one);
+    u16::try_from(wanted).unwrap_or(u16::MAX).clamp(options.connections, options.connections_max)
+}
+
 fn start(dialer: &Dialer, stream: super::stream::Stream, negotiated: &Negotiated) -> Handle {
     let names = Names { peer: dialer.peer().to_owned(), export: dialer.uri().export.clone() };
     let options = dialer.options();
@@ -314,4 +370,17 @@ fn check_same(info: &ExportInfo, now: &Negotiated) -> Result<(), Change> {
 
 fn changed(info: &ExportInfo, change: Change) -> Error {
     Error::Changed { peer: info.peer.clone(), export: info.name.clone(), change }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_line_gets_as_many_connections_as_keep_it_full_within_the_bounds() {
+        let options = ClientOptions::default();
+        let connections = |ms| connections_for(Duration::from_millis(ms), &options);
+        assert_eq!([0, 1, 5].map(connections), [4; 3]);
+        assert_eq!([10, 20, 50, 10_000].map(connections), [8, 15, 16, 16]);
+    }
 }

@@ -1,11 +1,11 @@
 //! nbdkit with filters that make a server slow, faulty or particular.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aquifer_nbd::{Client, ClientOptions, Error, Stage};
 
-use crate::peers::{connect, extents, folder, nbdkit, noise, quick, read_all, sparse_image};
+use crate::peers::{connect, extents, folder, nbdkit, noise, qemu_nbd, quick, read_all, sparse_image};
 
 const MIB: usize = 1 << 20;
 
@@ -32,6 +32,30 @@ async fn errors_that_pass_are_read_over() {
         }
     }
     assert!(good > 48, "only {good} of 64 reads succeeded");
+}
+
+#[tokio::test]
+async fn a_long_line_gets_more_connections_and_a_server_without_room_for_them_is_not_waited_for() {
+    let (far, near) = (folder(), folder());
+    let image = far.path().join("disk.img");
+    let content = sparse_image(&image, 4 * MIB);
+    let (_far, long) =
+        nbdkit(far.path(), ["--readonly", "--filter=delay", "file", image.to_str().unwrap(), "rdelay=50ms"]);
+    let by_latency = ClientOptions { connections_max: 16, ..quick() };
+    let client = Client::connect(&long, &by_latency).await.unwrap();
+    assert_eq!(client.info().connections, 16);
+    assert!(read_all(&client, 300_000).await.unwrap() == content);
+    client.disconnect().await;
+    assert_eq!(connect(&long).await.info().connections, 4);
+
+    // QEMU accepts connections beyond its limit and says nothing.
+    let socket = format!("nbd+unix:///?socket={}", far.path().join("nbdkit.sock").display());
+    let (_near, crowded) = qemu_nbd(near.path(), ["--read-only", "--format=raw", "--shared=6", &socket]);
+    let begun = Instant::now();
+    let client = Client::connect(&crowded, &by_latency).await.unwrap();
+    assert_eq!(client.info().connections, 6);
+    assert!(begun.elapsed() < quick().greeting_deadline, "{:?}", begun.elapsed());
+    assert!(read_all(&client, 300_000).await.unwrap() == content);
 }
 
 #[tokio::test]

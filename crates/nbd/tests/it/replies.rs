@@ -80,7 +80,7 @@ async fn a_request_answered_twice_is_found_out() {
         conn.until_closed()
     });
     let client = Client::connect(&server.uri, &quick()).await.unwrap();
-    match client.read(0, vec![0; 512 * 1024]).await {
+    match client.read(0, vec![0; 1024 * 1024]).await {
         Err(Error::Violation { violation: Violation::UnknownCookie(_), .. }) => {}
         other => panic!("{other:?}"),
     }
