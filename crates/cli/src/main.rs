@@ -5,6 +5,7 @@
 //!
 //! Invariant: every way out goes through [`exit::Exit`]; nothing panics on what was typed, read or received.
 
+mod allocator;
 mod args;
 mod commands;
 mod config;
@@ -23,5 +24,6 @@ mod traffic;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    allocator::keep_large_buffers();
     start::start(std::env::args_os()).into()
 }
