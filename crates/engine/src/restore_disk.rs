@@ -31,8 +31,12 @@ use crate::volume::{Applied, Joined, blocking};
 use crate::walk::{Walk, Walked};
 use crate::workers::Worker;
 
-/// Chunks that are located together.
+/// Chunks that are located together, at least.
 const WINDOW_CHUNKS: usize = 2048;
+
+/// Ranges of full length that they are at most, if that is more: what a window cuts in two is asked for twice, which
+/// counts where ranges are as long as packs.
+const WINDOW_RANGES: u64 = 32;
 
 /// Unwanted bytes between two wanted blobs that are fetched along.
 const FETCH_GAP_BYTES: u32 = 128 << 10;
@@ -133,9 +137,12 @@ async fn fetch_chunks(
 ) -> Result<()> {
     let mut fetches = JoinSet::new();
     let mut window = Wanted::default();
+    let ranges_bytes = WINDOW_RANGES * u64::from(shared.repository.range_bytes());
+    let window_chunks = usize::try_from(ranges_bytes / target.grid.chunk_bytes()).unwrap_or(usize::MAX);
+    let window_chunks = window_chunks.max(WINDOW_CHUNKS);
     while let Ok(chunks) = wanted.recv().await {
         chunks.into_iter().for_each(|(chunk, id)| window.add(chunk, id));
-        if window.ids.len() >= WINDOW_CHUNKS {
+        if window.ids.len() >= window_chunks {
             start_fetches(target, shared, std::mem::take(&mut window), &mut fetches).await?;
             rescue(target, &shared.repository).await?;
         }

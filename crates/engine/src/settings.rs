@@ -30,8 +30,8 @@ const CONNECTIONS_MAX: u16 = 16;
 pub struct JobSettings {
     /// Budget in bytes for all buffers of the job together.
     pub memory_bytes: u64,
-    /// NBD connections of one disk, where the server offers several; `None` goes by the line's latency, from
-    /// [`CONNECTIONS`] on.
+    /// NBD connections of one disk, where the server offers several; `None` goes by the line's latency, from 4
+    /// on to 16.
     pub connections: Option<NonZeroU16>,
     /// Bytes a second to read from the source at most, over all disks; `None` reads as fast as it goes.
     pub read_limit_bytes: Option<u64>,
