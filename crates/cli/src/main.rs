@@ -24,6 +24,6 @@ mod traffic;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    allocator::keep_large_buffers();
+    allocator::keep_buffers();
     start::start(std::env::args_os()).into()
 }
