@@ -17,7 +17,7 @@ shift 3
 sizes=${*:-1 10 100}
 scratch=$(mktemp -d -p "$folder")
 server=
-trap 'rm -rf "$scratch"; [ -z "$server" ] || kill "$server"' EXIT
+trap 'rm -rf "$scratch"; [ -z "$server" ] || kill "$server" 2>/dev/null' EXIT
 trap 'exit 1' INT TERM
 
 head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \n' >"$scratch/password"
@@ -65,7 +65,7 @@ for gib in $sizes; do
     fi
 done
 
-serve nbdkit --foreground --exit-with-parent --unix "$scratch/socket" sparse-random 10T percent=0.1 runlength=1M \
+serve nbdkit --foreground --exit-with-parent --unix "$scratch/socket" sparse-random 10T percent=0.1 runlength=1048576 \
     random-content=true seed=1
 fresh
 ours first-10t 10240 backup disk --nbd "$nbd"
