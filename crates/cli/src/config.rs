@@ -261,6 +261,15 @@ mod tests {
     }
 
     #[test]
+    fn a_level_is_a_number_or_auto() {
+        let level = |text: &str| parse(text).unwrap().defaults.zstd_level.compression();
+        assert_eq!(level("[defaults]\nzstd_level = -5\n"), Compression::Level(-5));
+        assert_eq!(level("[defaults]\nzstd_level = \"auto\"\n"), Compression::Auto);
+        let told = refusal("[defaults]\nzstd_level = 1.5\n");
+        assert!(told.ends_with("line 2: zstd_level is a whole number or \"auto\""), "{told}");
+    }
+
+    #[test]
     fn values_out_of_range_are_refused_with_the_range() {
         insta::assert_snapshot!(refusal("[defaults]\nzstd_level = 30\n"));
         insta::assert_snapshot!(refusal("[defaults]\nzstd_level = \"most\"\n"));

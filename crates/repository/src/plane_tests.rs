@@ -8,6 +8,7 @@ use aquifer_store::{BoxFuture, Bytes, Created, GetRange, Key, Memory, ObjectStor
 
 use crate::plane::{PUBLISH_MS, PUBLISH_PACKS};
 use crate::rig::{Rig, cause, noise, run};
+use crate::settings::Compression;
 use crate::trees::TreeSpec;
 use crate::writer::{ChunkWriter, PlainChunk, Stored};
 use crate::{Error, layout};
@@ -152,6 +153,41 @@ fn a_publish_is_due_after_many_packs_or_some_minutes() {
         assert!(session.plane.publish_due());
         assert_eq!(session.plane.take_stored().len(), 2);
         assert!(!session.plane.publish_due());
+    });
+}
+
+/// Words in no order, which a stronger level of zstd makes smaller.
+fn prose(seed: u64, bytes: usize) -> Vec<u8> {
+    let dice = noise(seed, bytes);
+    dice.iter()
+        .flat_map(|die| format!("word{} ", u32::from(*die) * 7919 % 97).into_bytes())
+        .take(bytes)
+        .collect()
+}
+
+#[test]
+fn a_thread_that_waits_for_its_chunks_compresses_them_more_with_auto() {
+    let stored = |compression| {
+        let mut rig = Rig::new(64 << 10);
+        rig.parts.settings.pack_bytes = 64 << 10;
+        rig.parts.settings.compression = compression;
+        let session = rig.session();
+        let mut writer = ChunkWriter::new(Arc::clone(&session.plane));
+        let (mut out, mut total) = (Vec::new(), 0);
+        for number in 0..32 {
+            // The chunk before was done long ago.
+            rig.world.now_ms.fetch_add(1000, Ordering::Relaxed);
+            writer.store(&[chunk(&prose(number, 64 << 10))], &mut out).unwrap();
+            let Stored::New { stored_bytes, .. } = out[0] else { panic!("{out:?}") };
+            total += stored_bytes;
+        }
+        writer.finish().unwrap();
+        total
+    };
+    run(async {
+        let (level1, level12) = (stored(Compression::Level(1)), stored(Compression::Level(12)));
+        let auto = stored(Compression::Auto);
+        assert!(level12 < auto && auto < level1, "{level12} < {auto} < {level1}");
     });
 }
 
