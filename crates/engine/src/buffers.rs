@@ -11,6 +11,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// Granularity in which the budget is counted.
 const UNIT_BYTES: u64 = 4096;
 
+/// Buffers that are kept for later at most.
+const KEPT_MAX: usize = 4096;
+
 fn units_of(bytes: u64) -> u32 {
     u32::try_from(bytes / UNIT_BYTES).unwrap_or(u32::MAX >> 4).clamp(1, u32::MAX >> 4)
 }
@@ -21,19 +24,18 @@ pub(crate) struct Buffers {
     budget: Arc<Semaphore>,
     units: AtomicU32,
     free: Mutex<Vec<Vec<u8>>>,
-    kept: usize,
+    typical_bytes: u32,
 }
 
 impl Buffers {
     /// A pool with a budget of `budget_bytes`, for buffers of mostly `typical_bytes`.
     pub(crate) fn new(budget_bytes: u64, typical_bytes: u32) -> Arc<Self> {
         let units = units_of(budget_bytes);
-        let kept = usize::try_from(budget_bytes / u64::from(typical_bytes.max(1))).unwrap_or(usize::MAX);
         Arc::new(Buffers {
             budget: Arc::new(Semaphore::new(usize::try_from(units).unwrap_or(usize::MAX))),
             units: AtomicU32::new(units),
             free: Mutex::new(Vec::new()),
-            kept: kept.min(4096),
+            typical_bytes: typical_bytes.max(1),
         })
     }
 
@@ -68,8 +70,10 @@ impl Buffers {
         if buffer.capacity() == 0 {
             return;
         }
+        let budget_bytes = u64::from(self.units.load(Ordering::Relaxed)) * UNIT_BYTES;
+        let kept = usize::try_from(budget_bytes / u64::from(self.typical_bytes)).unwrap_or(usize::MAX);
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        if free.len() < self.kept {
+        if free.len() < kept.min(KEPT_MAX) {
             free.push(buffer);
         }
     }

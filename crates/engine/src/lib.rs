@@ -37,6 +37,7 @@ mod rescue;
 mod restore;
 mod restore_check;
 mod restore_disk;
+mod restore_open;
 mod source;
 mod stripe;
 mod tail;

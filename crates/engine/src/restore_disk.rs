@@ -2,47 +2,40 @@
 //!
 //! Where the volume may hold something, what it holds is compared with the tree first, and only what differs goes on. The rest
 //! of the way asks the index for a window of chunks at once, turns the answer into few large ranges of few
-//! packs, and lets many be fetched together. Processor threads open what arrives and put it at its offset:
-//! into a file directly, towards an export through lanes of its own.
+//! packs, and lets many be fetched together. Processor threads take what arrives ([`crate::restore_open`]).
 //!
 //! What cannot be read is put aside for [`crate::rescue`].
 //!
-//! Invariant (P3): only bytes that hashed to the id in the tree, and have the length of their place on the
-//! disk, reach the volume.
+//! Invariant: every chunk of the tree is compared or fetched once, and what is fetched waits within the budget of buffers.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Arc, PoisonError, TryLockError};
+use std::sync::Arc;
 
 use aquifer_repository::format::id::ChunkId;
-use aquifer_repository::{
-    ChunkOpener, Fetch, Location, Repository, TreeReader, TreeSpec, blob_bytes, plan_fetches,
-};
+use aquifer_repository::{Fetch, Repository, TreeReader, TreeSpec, plan_fetches};
 use async_channel::{Receiver, Sender};
 use tokio::task::JoinSet;
 
 use crate::buffers::{Buffers, Share};
-use crate::compare::{Compared, Comparer, Comparison, LANES, Run, compare};
+use crate::compare::{Compared, LANES, Run, compare};
 use crate::error::{Error, Kind, Result};
 use crate::plan::Grid;
 use crate::rescue::rescue;
-use crate::target::{Put, Suspect, Target};
-use crate::volume::{Applied, Joined, blocking};
+use crate::restore_open::{Fetched, Item, Job};
+use crate::target::{Suspect, Target};
+use crate::volume::{Applied, blocking};
 use crate::walk::{Walk, Walked};
-use crate::workers::Worker;
 
 /// Chunks that are located together, at least.
 const WINDOW_CHUNKS: usize = 2048;
 
-/// Ranges of full length that they are at most, if that is more: what a window cuts in two is asked for twice, which
-/// counts where ranges are as long as packs.
+/// Ranges of full length that they are at least: a pack that a window cuts in two is asked for twice, which counts where a
+/// range is a pack.
 const WINDOW_RANGES: u64 = 32;
 
 /// Unwanted bytes between two wanted blobs that are fetched along.
 const FETCH_GAP_BYTES: u32 = 128 << 10;
-
-/// Open chunks of one thread that wait while another thread writes to the file.
-const WAITING_CHUNKS: usize = 8;
 
 /// What all disks of a restore share.
 #[derive(Clone)]
@@ -237,215 +230,8 @@ async fn fetch_one(
         }
         Err(error) => return Err(error),
     };
-    let fetched = Fetched { target, blob: blob.into(), items, _share: share };
+    let fetched = Fetched::new(target, blob.into(), items, share);
     // What ended the threads is the error that the job reports.
     let sent = shared.jobs.send(Job::Open(fetched)).await;
     sent.map_err(|_| Error::new(Kind::Internal, "the processor threads ended early"))
-}
-
-/// One blob of a fetched range.
-struct Item {
-    location: Location,
-    at: u32,
-    chunks: Vec<u64>,
-}
-
-impl From<Item> for Suspect {
-    fn from(item: Item) -> Self {
-        Suspect { id: item.location.row.id, chunks: item.chunks }
-    }
-}
-
-/// What a processor thread of a restore does.
-pub(crate) enum Job {
-    Open(Fetched),
-    Compare(Comparison),
-}
-
-impl From<Comparison> for Job {
-    fn from(comparison: Comparison) -> Self {
-        Job::Compare(comparison)
-    }
-}
-
-/// A fetched range for the processor threads.
-pub(crate) struct Fetched {
-    target: Arc<Target>,
-    blob: Vec<u8>,
-    items: Vec<Item>,
-    _share: Share,
-}
-
-/// A processor thread of a restore.
-pub(crate) struct Opener {
-    opener: ChunkOpener,
-    comparer: Comparer,
-    /// Open chunks that wait for their turn at the file.
-    waiting: Vec<Opened>,
-    /// Buffers to open into.
-    spare: Vec<Vec<u8>>,
-    old: Vec<u8>,
-    /// Of a new file: what is not written yet.
-    joined: Joined,
-}
-
-/// A chunk that is open, and the offsets on the volume that it belongs to.
-struct Opened {
-    offsets: Vec<u64>,
-    plain: Vec<u8>,
-}
-
-impl Opener {
-    /// # Errors
-    /// When zstd has no memory for a context.
-    pub(crate) fn new(repository: &Repository) -> Result<Self> {
-        Ok(Opener {
-            opener: repository.chunk_opener()?,
-            comparer: Comparer::new(repository.ring()),
-            waiting: Vec::new(),
-            spare: Vec::new(),
-            old: Vec::new(),
-            joined: Joined::default(),
-        })
-    }
-
-    fn put(&mut self, fetched: &mut Fetched) -> Result<()> {
-        let target = &*fetched.target;
-        let mut touched = Touched::default();
-        for item in std::mem::take(&mut fetched.items) {
-            let opened = match self.open(target, &mut fetched.blob, &item) {
-                Ok(opened) => opened,
-                Err(error) if error.kind() == Kind::Corrupt => {
-                    target.suspect(item.into());
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            for &offset in &opened.offsets {
-                touched.add(offset, item.location.row.plain_bytes);
-            }
-            self.hand_on(&fetched.target, opened)?;
-        }
-        self.write_waiting(target, 0)?;
-        if let (Some(file), Some(range)) = (target.volume.file(), touched.near()) {
-            file.begin_writeback(range);
-        }
-        Ok(())
-    }
-
-    fn open(&mut self, target: &Target, blob: &mut [u8], item: &Item) -> Result<Opened> {
-        let bytes = usize::try_from(item.location.row.plain_bytes).unwrap_or(usize::MAX);
-        let start = usize::try_from(item.at).unwrap_or(usize::MAX);
-        let end = start.saturating_add(usize::try_from(blob_bytes(&item.location)).unwrap_or(usize::MAX));
-        let limit = usize::try_from(target.grid.chunk_bytes()).unwrap_or(usize::MAX);
-        let Some(blob) = blob.get_mut(start..end).filter(|_| bytes <= limit) else {
-            return Err(misplaced(&item.location, "lies outside what was fetched"));
-        };
-        let mut plain = self.spare.pop().unwrap_or_default();
-        plain.resize(bytes, 0);
-        self.opener.open(&item.location, blob, &mut plain)?;
-        let places = item.chunks.iter().map(|&chunk| target.place_of(chunk));
-        let fitting = places.map(|place| {
-            let fits = place.end - place.start == u64::from(item.location.row.plain_bytes);
-            fits.then_some(place.start)
-        });
-        let offsets = fitting.collect::<Option<Vec<u64>>>();
-        let offsets = offsets
-            .ok_or_else(|| misplaced(&item.location, "has not the length of its place on the disk"))?;
-        Ok(Opened { offsets, plain })
-    }
-
-    fn hand_on(&mut self, target: &Arc<Target>, opened: Opened) -> Result<()> {
-        if target.volume.file().is_some() {
-            self.waiting.push(opened);
-            return self.write_waiting(target, WAITING_CHUNKS);
-        }
-        for offset in opened.offsets {
-            match &target.puts {
-                Some(puts) => {
-                    let put = Put { target: Arc::clone(target), offset, bytes: opened.plain.clone() };
-                    let sent = puts.send_blocking(put);
-                    sent.map_err(|_| Error::new(Kind::Internal, "the lanes to the volume ended early"))?;
-                }
-                None => {
-                    let written_bytes = u64::try_from(opened.plain.len()).unwrap_or(u64::MAX);
-                    target.note(Applied { written_bytes, ..Applied::default() });
-                }
-            }
-        }
-        self.spare.push(opened.plain);
-        Ok(())
-    }
-
-    /// Writes what waits to the file. While another thread writes, up to `most` chunks go on waiting.
-    fn write_waiting(&mut self, target: &Target, most: usize) -> Result<()> {
-        let Some(file) = target.volume.file() else { return Ok(()) };
-        let _turn = match target.writing.try_lock() {
-            Ok(turn) => turn,
-            Err(TryLockError::WouldBlock)
-                if self.waiting.len() <= most && (most > 0 || self.joined.is_empty()) =>
-            {
-                return Ok(());
-            }
-            Err(_) => target.writing.lock().unwrap_or_else(PoisonError::into_inner),
-        };
-        for opened in self.waiting.drain(..) {
-            for offset in opened.offsets {
-                let applied = match file.join(offset, &opened.plain, &mut self.joined)? {
-                    Some(applied) => applied,
-                    None => file.put(target.volume.blank, offset, &opened.plain, &mut self.old)?,
-                };
-                target.note(applied);
-            }
-            self.spare.push(opened.plain);
-        }
-        // Nobody else's chunks go on where these ended.
-        if most == 0 { self.joined.write(file) } else { Ok(()) }
-    }
-}
-
-/// The part of a volume that one fetched range went to.
-#[derive(Default)]
-struct Touched {
-    span: Option<Range<u64>>,
-    bytes: u64,
-}
-
-impl Touched {
-    fn add(&mut self, offset: u64, bytes: u32) {
-        let end = offset + u64::from(bytes);
-        self.bytes += u64::from(bytes);
-        let span = self.span.get_or_insert(offset..end);
-        *span = span.start.min(offset)..span.end.max(end);
-    }
-
-    /// The span, if it is not mostly other ranges' places.
-    fn near(self) -> Option<Range<u64>> {
-        self.span.filter(|span| span.end - span.start <= 4 * self.bytes)
-    }
-}
-
-fn misplaced(location: &Location, what: &str) -> Error {
-    let text = format!("chunk {} of pack {} {what}", location.row.id, location.pack);
-    Error::new(Kind::Corrupt, text).hint("verify the repository; rebuild the index if only that is damaged")
-}
-
-impl Worker for Opener {
-    type Job = Job;
-
-    fn run(&mut self, jobs: &mut Vec<Job>) -> Result<()> {
-        for job in jobs.drain(..) {
-            match job {
-                Job::Open(mut fetched) => {
-                    self.put(&mut fetched).map_err(|error| fetched.target.about(error))?;
-                }
-                Job::Compare(comparison) => self.comparer.compare(comparison),
-            }
-        }
-        Ok(())
-    }
-
-    fn finish(self) -> Result<()> {
-        Ok(())
-    }
 }

@@ -109,18 +109,16 @@ impl Pool {
     /// Opens the further connections that the options ask for, and as many more as the line is long.
     async fn widen(&mut self) -> Result<(), Error> {
         let options = self.dialer.options().clone();
+        self.dial_more(options.connections, None).await?;
         if options.connections_max > options.connections {
             let mut latency = self.latency().await;
             if connections_for(latency, &options) > options.connections {
                 // Once is a disk's seek or a busy moment. The line's part comes back.
                 latency = latency.min(self.latency().await);
             }
-            let wanted = connections_for(latency, &options);
-            self.dial_more(options.connections, None).await?;
             // A server may have room for no more, and then says nothing for as long as it is asked.
-            self.dial_more(wanted, Some(EXTRA_PATIENCE + 10 * latency)).await?;
-        } else {
-            self.dial_more(options.connections, None).await?;
+            let patience = EXTRA_PATIENCE + 10 * latency;
+            self.dial_more(connections_for(latency, &options), Some(patience)).await?;
         }
         self.info.connections = u16::try_from(self.slots.len()).unwrap_or(u16::MAX);
         Ok(())
