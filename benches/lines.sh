@@ -6,6 +6,7 @@
 # Only what is allocated is read. A ratio is taken inside a round; the medians are printed.
 set -eu
 umask 077
+. "$(dirname "$0")/common.sh"
 
 nbdread=$1
 image=$2
@@ -15,10 +16,8 @@ server=
 trap 'rm -rf "$scratch"; [ -z "$server" ] || kill "$server"' EXIT
 trap 'exit 1' INT TERM
 
-seconds() { date +%s.%N; }
 # Wall seconds of a command.
-timed() { at=$(seconds); "$@" >"$scratch/log" 2>&1 || { cat "$scratch/log" >&2; exit 1; }; awk -v from="$at" -v to="$(seconds)" 'BEGIN { print to - from }'; }
-median() { sort -n | awk '{ n[NR] = $1 } END { print NR % 2 ? n[(NR + 1) / 2] : (n[NR / 2] + n[NR / 2 + 1]) / 2 }'; }
+timed() { at=$(seconds); "$@" >"$scratch/log" 2>&1 || { cat "$scratch/log" >&2; exit 1; }; since "$at"; }
 
 certificates() {
     certtool --generate-privkey --outfile "$scratch/ca-key.pem"
@@ -37,12 +36,7 @@ serve() {
     rm -f "$scratch/socket"
     nbdkit --foreground --exit-with-parent --pidfile "$scratch/pid" --unix "$scratch/socket" "$@" &
     server=$!
-    for _ in $(seq 300); do
-        [ ! -S "$scratch/socket" ] || return 0
-        sleep 0.1
-    done
-    echo "lines: nbdkit makes no socket" >&2
-    exit 1
+    await_socket "$scratch/socket"
 }
 
 # The fastest of nbdcopy's settings: seconds and the setting.

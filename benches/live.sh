@@ -6,6 +6,7 @@
 # 64 MiB of data. Then the same after 16 MiB were written. The guests have no system: what is timed does not ask one.
 set -eu
 umask 077
+. "$(dirname "$0")/common.sh"
 
 aquifer=$1
 rounds=${2:-7}
@@ -14,10 +15,7 @@ machines=
 trap 'for machine in $machines; do kill "$machine" 2>/dev/null || true; done; rm -rf "$scratch"' EXIT
 trap 'exit 1' INT TERM
 
-seconds() { date +%s.%N; }
-median() { sort -n | awk '{ n[NR] = $1 } END { printf "%.3f", NR % 2 ? n[(NR + 1) / 2] : (n[NR / 2] + n[NR / 2 + 1]) / 2 }'; }
-head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \n' >"$scratch/password"
-printf '' >"$scratch/aquifer.toml"
+make_config "$scratch"
 ours() {
     "$aquifer" --config "$scratch/aquifer.toml" --state-dir "$scratch/state" --password-file "$scratch/password" \
         -r "$scratch/repository" --json "$@" >"$scratch/out" 2>"$scratch/err" || { cat "$scratch/err" >&2; exit 1; }
@@ -31,12 +29,7 @@ start_machine() {
         -device virtio-blk-pci,drive=vda,id=disk \
         -qmp "unix:$scratch/$1.qmp,server=on,wait=off" -monitor "unix:$scratch/$1.hmp,server=on,wait=off" >"$scratch/$1.log" 2>&1 &
     machines="$machines $!"
-    for _ in $(seq 300); do
-        [ ! -S "$scratch/$1.hmp" ] || return 0
-        sleep 0.1
-    done
-    echo "live: QEMU makes no monitor" >&2
-    exit 1
+    await_socket "$scratch/$1.hmp"
 }
 
 # Writes into a machine's disk, as its guest would.
@@ -60,7 +53,7 @@ P
 timed_backup() {
     at=$(seconds)
     ours backup "$1" --qmp "unix:$scratch/$1.qmp"
-    awk -v from="$at" -v to="$(seconds)" 'BEGIN { print to - from }' >>"$scratch/$1.$2"
+    since "$at" >>"$scratch/$1.$2"
 }
 
 ours repository init

@@ -8,6 +8,7 @@
 # The data is random: nothing deduplicates or compresses away.
 set -eu
 umask 077
+. "$(dirname "$0")/common.sh"
 
 aquifer=$1
 rounds=${2:-3}
@@ -31,16 +32,13 @@ start_server() {
     curl --silent --fail --output /dev/null -X PUT "http://$address/bench"
 }
 
-seconds() { date +%s.%N; }
-since() { awk -v from="$1" -v to="$(seconds)" 'BEGIN { print to - from }'; }
 # The slower of two floors as a part of what we took.
 ratio() { awk -v one="$1" -v two="$2" -v ours="$3" 'BEGIN { print (one > two ? one : two) / ours }'; }
 
 head -c $((32 << 20)) /dev/urandom >"$memory/body"
 head -c $((mib << 20)) /dev/urandom >"$scratch/disk.raw"
 printf '[default]\naws_access_key_id = any\naws_secret_access_key = any\n' >"$scratch/credentials"
-head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \n' >"$scratch/password"
-printf '' >"$scratch/aquifer.toml"
+make_config "$scratch"
 url="s3://bench/main?endpoint=http://$address&credentials-file=$scratch/credentials"
 ours() {
     taskset -c 1 "$aquifer" --config "$scratch/aquifer.toml" --state-dir "$scratch/state" \

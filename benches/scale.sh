@@ -9,6 +9,7 @@
 # FOLDER must have room for a third of the largest disk, and for twice the 10 GiB.
 set -eu
 umask 077
+. "$(dirname "$0")/common.sh"
 
 aquifer=$1
 folder=$2
@@ -20,8 +21,7 @@ server=
 trap 'rm -rf "$scratch"; [ -z "$server" ] || kill "$server" 2>/dev/null' EXIT
 trap 'exit 1' INT TERM
 
-head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \n' >"$scratch/password"
-printf '' >"$scratch/aquifer.toml"
+make_config "$scratch"
 # Times one command; with two words of a series before it, its figures are kept.
 ours() {
     series=$1 x=$2
@@ -43,12 +43,7 @@ serve() {
     rm -f "$scratch/socket"
     "$@" &
     server=$!
-    for _ in $(seq 300); do
-        [ ! -S "$scratch/socket" ] || return 0
-        sleep 0.1
-    done
-    echo "scale: $1 makes no socket" >&2
-    exit 1
+    await_socket "$scratch/socket"
 }
 nbd="vda=nbd+unix:///?socket=$scratch/socket"
 

@@ -8,6 +8,7 @@
 # first of four machines was done, and when the last.
 set -eu
 umask 077
+. "$(dirname "$0")/common.sh"
 
 aquifer=$1
 image=$2
@@ -17,11 +18,8 @@ servers=
 trap 'for server in $servers; do kill "$server" 2>/dev/null || true; done; rm -rf "$scratch"' EXIT
 trap 'exit 1' INT TERM
 
-seconds() { date +%s.%N; }
-since() { awk -v from="$1" -v to="$(seconds)" 'BEGIN { print to - from }'; }
 over() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.2f", a / b }'; }
-head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \n' >"$scratch/password"
-printf '' >"$scratch/aquifer.toml"
+make_config "$scratch"
 # The command with a state folder of its own, as another host would have.
 ours() {
     state=$1
@@ -46,9 +44,7 @@ for disk in 0 1 2 3; do
     qemu-nbd -r -t -e 8 -f raw -k "$scratch/disk$disk.sock" "$scratch/disk$disk.raw" &
     servers="$servers $!"
 done
-for disk in 0 1 2 3; do
-    for _ in $(seq 300); do [ ! -S "$scratch/disk$disk.sock" ] || break; sleep 0.1; done
-done
+for disk in 0 1 2 3; do await_socket "$scratch/disk$disk.sock"; done
 export_of() { echo "vd$1=nbd+unix:///?socket=$scratch/disk$1.sock"; }
 
 echo "round  in turn s  four disks s  ratio  four machines s  ratio  first s  last s"
