@@ -44,12 +44,13 @@ ours() {
     taskset -c 1 "$aquifer" --config "$scratch/aquifer.toml" --state-dir "$scratch/state" \
         --password-file "$scratch/password" --json -r "$place" "$@"
 }
+# No letter stands for the number: the names of the folders hold some.
 numbers=$(seq $((mib / 32)))
-puts() { echo "$numbers" | taskset -c 1 xargs -P 4 -I N curl --silent --fail --output /dev/null -T "$memory/body" "http://$address/bench/N"; }
+puts() { echo "$numbers" | taskset -c 1 xargs -P 4 -I {} curl --silent --fail --output /dev/null -T "$memory/body" "http://$address/bench/{}"; }
 # Moto gives nothing to nobody; what it is signed with does not matter.
 gets() {
-    echo "$numbers" | taskset -c 1 xargs -P 4 -I N curl --silent --fail --output /dev/null --aws-sigv4 aws:amz:us-east-1:s3 \
-        --user any:any "http://$address/bench/N"
+    echo "$numbers" | taskset -c 1 xargs -P 4 -I {} curl --silent --fail --output /dev/null --aws-sigv4 aws:amz:us-east-1:s3 \
+        --user any:any "http://$address/bench/{}"
 }
 
 # Backs up into $place and restores from it, as a host that has nothing but the repository and the password.
