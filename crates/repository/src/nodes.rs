@@ -86,7 +86,8 @@ impl Parts {
         }
         let mut blob = match kind {
             BlobKind::Data => {
-                self.fetch(&copy.pack, u64::from(copy.row.offset), u64::from(blob_bytes(copy))).await?
+                let bytes = u64::from(blob_bytes(copy));
+                BytesMut::from(self.fetch(&copy.pack, u64::from(copy.row.offset), bytes).await?)
             }
             _ => BytesMut::from(blob_of(&self.meta_pack(&copy.pack).await?, copy)?),
         };

@@ -20,6 +20,7 @@ mod metered;
 mod object;
 pub mod probe;
 mod s3;
+mod spare;
 
 pub use error::{Error, Result};
 pub use key::{Key, KeyError};

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use aquifer_format::{KdfParams, Record};
+use aquifer_format::{FOOTER_BYTES, KdfParams, PACK_HEADER_BYTES, Record, decode_footer};
 use aquifer_store::{Bytes, GetRange, Key, Memory, ObjectStore};
 use uuid::Uuid;
 
@@ -123,6 +123,29 @@ fn a_flipped_bit_in_any_object_is_found_and_the_object_named() {
                 whole.store.put(key, bytes.into()).await.unwrap();
                 let report = whole.verify(VerifyLevel::Chunks).await;
                 assert!(names(&report, key), "byte {at} of {key}: {report:#?}");
+            }
+            whole.store.put(key, sound).await.unwrap();
+        }
+        assert!(whole.verify(VerifyLevel::Chunks).await.is_clean());
+    });
+}
+
+/// Opening every blob stands in for hashing the pack: it must notice what the hash would.
+#[test]
+fn a_flipped_bit_anywhere_in_header_table_or_footer_of_a_pack_is_found_by_opening_its_chunks() {
+    run(async {
+        let whole = Whole::new().await;
+        whole.backup(1, None, &noise(1, 5 * CHUNK as usize), None).await;
+        for key in whole.keys().await.iter().filter(|key| key.as_str().starts_with("packs/")) {
+            let sound = whole.get(key).await;
+            let footer = decode_footer(&sound[sound.len() - FOOTER_BYTES..], sound.len() as u64).unwrap();
+            let around_the_blobs = (0..PACK_HEADER_BYTES).chain(footer.table_offset as usize..sound.len());
+            for at in around_the_blobs {
+                let mut bytes = sound.to_vec();
+                bytes[at] ^= 1;
+                whole.store.put(key, bytes.into()).await.unwrap();
+                let report = whole.verify(VerifyLevel::Chunks).await;
+                assert!(names(&report, key), "byte {at} of {} of {key}: {report:#?}", sound.len());
             }
             whole.store.put(key, sound).await.unwrap();
         }
