@@ -230,7 +230,7 @@ async fn fetch_one(
         }
         Err(error) => return Err(error),
     };
-    let fetched = Fetched::new(target, blob, items, share);
+    let fetched = Fetched::new(target, blob.into(), items, share);
     // What ended the threads is the error that the job reports.
     let sent = shared.jobs.send(Job::Open(fetched)).await;
     sent.map_err(|_| Error::new(Kind::Internal, "the processor threads ended early"))

@@ -9,7 +9,6 @@
 use std::ops::Range;
 use std::sync::{Arc, PoisonError, TryLockError};
 
-use aquifer_repository::store::Bytes;
 use aquifer_repository::{ChunkOpener, Location, Repository, blob_bytes};
 
 use crate::buffers::Share;
@@ -52,14 +51,14 @@ impl From<Comparison> for Job {
 /// A fetched range for the processor threads.
 pub(crate) struct Fetched {
     target: Arc<Target>,
-    blob: Bytes,
+    blob: Vec<u8>,
     items: Vec<Item>,
     _share: Share,
 }
 
 impl Fetched {
     /// A range of a pack with what is wanted of it, and the part of the budget that it takes.
-    pub(crate) fn new(target: Arc<Target>, blob: Bytes, items: Vec<Item>, share: Share) -> Self {
+    pub(crate) fn new(target: Arc<Target>, blob: Vec<u8>, items: Vec<Item>, share: Share) -> Self {
         Fetched { target, blob, items, _share: share }
     }
 }
@@ -101,7 +100,7 @@ impl Opener {
         let target = &*fetched.target;
         let mut touched = Touched::default();
         for item in std::mem::take(&mut fetched.items) {
-            let opened = match self.open(target, &fetched.blob, &item) {
+            let opened = match self.open(target, &mut fetched.blob, &item) {
                 Ok(opened) => opened,
                 Err(error) if error.kind() == Kind::Corrupt => {
                     target.suspect(item.into());
@@ -121,12 +120,12 @@ impl Opener {
         Ok(())
     }
 
-    fn open(&mut self, target: &Target, blob: &[u8], item: &Item) -> Result<Opened> {
+    fn open(&mut self, target: &Target, blob: &mut [u8], item: &Item) -> Result<Opened> {
         let bytes = usize::try_from(item.location.row.plain_bytes).unwrap_or(usize::MAX);
         let start = usize::try_from(item.at).unwrap_or(usize::MAX);
         let end = start.saturating_add(usize::try_from(blob_bytes(&item.location)).unwrap_or(usize::MAX));
         let limit = usize::try_from(target.grid.chunk_bytes()).unwrap_or(usize::MAX);
-        let Some(blob) = blob.get(start..end).filter(|_| bytes <= limit) else {
+        let Some(blob) = blob.get_mut(start..end).filter(|_| bytes <= limit) else {
             return Err(misplaced(&item.location, "lies outside what was fetched"));
         };
         let mut plain = self.spare.pop().unwrap_or_default();

@@ -281,17 +281,17 @@ async fn backup(
 /// Reads a tree back with `threads` openers, as a restore without a volume.
 async fn restore(repository: &Arc<Repository>, tree: TreeSpec, threads: usize) -> Outcome<usize> {
     let (to_open, fetched) =
-        async_channel::bounded::<(Arc<Vec<_>>, aquifer_repository::Fetch, bytes::Bytes)>(4);
+        async_channel::bounded::<(Arc<Vec<_>>, aquifer_repository::Fetch, bytes::BytesMut)>(4);
     let openers: Vec<_> = (0..threads)
         .map(|_| {
             let (fetched, mut opener) = (fetched.clone(), repository.chunk_opener());
             std::thread::spawn(move || -> aquifer_repository::Result<usize> {
                 let opener = opener.as_mut().map_err(|_| aquifer_repository::Error::Closed)?;
                 let (mut plain, mut sum) = (vec![0; CHUNK], 0);
-                while let Ok((wanted, fetch, body)) = fetched.recv_blocking() {
+                while let Ok((wanted, fetch, mut body)) = fetched.recv_blocking() {
                     for item in &fetch.items {
                         let place: &aquifer_repository::Location = &wanted[item.wanted];
-                        let blob = &body[item.at as usize..][..blob_bytes(place) as usize];
+                        let blob = &mut body[item.at as usize..][..blob_bytes(place) as usize];
                         let out = &mut plain[..place.row.plain_bytes as usize];
                         opener.open(place, blob, out)?;
                         sum += out.len();

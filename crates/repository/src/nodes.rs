@@ -86,8 +86,7 @@ impl Parts {
         }
         let mut blob = match kind {
             BlobKind::Data => {
-                let bytes = u64::from(blob_bytes(copy));
-                BytesMut::from(self.fetch(&copy.pack, u64::from(copy.row.offset), bytes).await?)
+                self.fetch(&copy.pack, u64::from(copy.row.offset), u64::from(blob_bytes(copy))).await?
             }
             _ => BytesMut::from(blob_of(&self.meta_pack(&copy.pack).await?, copy)?),
         };

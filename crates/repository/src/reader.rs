@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 use aquifer_format::{BlobKind, ChunkId, Decompressor, KeyRing, PackName, PackReader};
 use aquifer_index::Location;
 use aquifer_store::GetRange;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use crate::parts::Parts;
 use crate::repository::Repository;
@@ -61,7 +61,7 @@ impl Repository {
     ///
     /// # Errors
     /// [`Error::PackLost`] when the object is missing or shorter than that, and for every failure of the store.
-    pub async fn fetch(&self, pack: &PackName, offset: u64, bytes: u64) -> Result<Bytes> {
+    pub async fn fetch(&self, pack: &PackName, offset: u64, bytes: u64) -> Result<BytesMut> {
         self.parts().fetch(pack, offset, bytes).await
     }
 
@@ -81,7 +81,7 @@ impl Repository {
 
 impl Parts {
     /// See [`Repository::fetch`].
-    pub(crate) async fn fetch(&self, pack: &PackName, offset: u64, bytes: u64) -> Result<Bytes> {
+    pub(crate) async fn fetch(&self, pack: &PackName, offset: u64, bytes: u64) -> Result<BytesMut> {
         let key = layout::pack(pack);
         let body = self
             .packs
@@ -91,7 +91,7 @@ impl Parts {
         if body.len() as u64 != bytes {
             return Err(Error::PackShort { pack: *pack, offset, wanted: bytes, got: body.len() as u64 });
         }
-        Ok(body)
+        Ok(into_mut(body))
     }
 
     /// Reads a whole pack, of whatever length it is.
@@ -101,6 +101,11 @@ impl Parts {
             .await
             .map_err(|source| Error::PackLost { pack: *pack, source: Box::new(source) })
     }
+}
+
+/// The bytes for writing in place; a copy only when someone else holds them too.
+pub(crate) fn into_mut(body: Bytes) -> BytesMut {
+    body.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&shared[..]))
 }
 
 /// One range of one pack to fetch.
@@ -156,28 +161,21 @@ pub struct ChunkOpener {
     ring: KeyRing,
     decompressor: Decompressor,
     readers: VecDeque<(PackName, PackReader)>,
-    /// The blob that is being decrypted: small enough to stay in the processor's cache, where its range is not.
-    blob: Vec<u8>,
 }
 
 impl ChunkOpener {
     /// An opener with the keys of `ring`.
     pub(crate) fn new(ring: &KeyRing) -> Result<Self> {
-        Ok(ChunkOpener {
-            ring: ring.clone(),
-            decompressor: Decompressor::new()?,
-            readers: VecDeque::new(),
-            blob: Vec::new(),
-        })
+        Ok(ChunkOpener { ring: ring.clone(), decompressor: Decompressor::new()?, readers: VecDeque::new() })
     }
 
-    /// Opens the blob at `location`: `blob` holds its frame, ciphertext and tag as fetched; `out` gets the plain
-    /// bytes and must have exactly their length.
+    /// Opens the blob at `location`: `blob` holds its frame, ciphertext and tag as fetched and is decrypted in
+    /// place; `out` gets the plain bytes and must have exactly their length.
     ///
     /// # Errors
     /// [`Error::Damaged`] names pack and chunk when frame, tag, length or keyed id is not what it must be;
     /// `out` then holds nothing to be used.
-    pub fn open(&mut self, location: &Location, blob: &[u8], out: &mut [u8]) -> Result<()> {
+    pub fn open(&mut self, location: &Location, blob: &mut [u8], out: &mut [u8]) -> Result<()> {
         let damaged = |source| {
             let (pack, chunk, source) = (location.pack, location.row.id, Box::new(source));
             Error::Damaged { pack, chunk, source }
@@ -192,9 +190,7 @@ impl ChunkOpener {
             }
         };
         let (_, reader) = &self.readers[at];
-        self.blob.clear();
-        self.blob.extend_from_slice(blob);
-        reader.open(&mut self.decompressor, &location.row, &mut self.blob, out).map_err(damaged)
+        reader.open(&mut self.decompressor, &location.row, blob, out).map_err(damaged)
     }
 }
 

@@ -238,8 +238,8 @@ pub(crate) async fn read_disk(parts: &Parts, tree: TreeSpec) -> Result<Vec<u8>> 
                 let chunk = leaf * LEAF_CHUNKS + u64::from(slots[item.wanted]);
                 let at = usize::try_from(chunk).unwrap() * chunk_bytes;
                 let end = disk.len().min(at + chunk_bytes);
-                let blob = &body[item.at as usize..][..blob_bytes(place) as usize];
-                opener.open(place, blob, &mut disk[at..end])?;
+                let mut blob = body[item.at as usize..][..blob_bytes(place) as usize].to_vec();
+                opener.open(place, &mut blob, &mut disk[at..end])?;
             }
         }
     }

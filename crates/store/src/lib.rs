@@ -20,7 +20,6 @@ mod metered;
 mod object;
 pub mod probe;
 mod s3;
-mod spare;
 
 pub use error::{Error, Result};
 pub use key::{Key, KeyError};

@@ -10,6 +10,7 @@
 
 mod direct;
 mod place;
+mod spare;
 mod walk;
 
 use std::fs::File;
@@ -22,8 +23,8 @@ use rustix::io::Errno;
 
 use crate::memory::{check_size, resolve};
 use crate::object::BoxFuture;
-use crate::spare::Spare;
 use crate::{Created, Error, GetRange, Key, ObjectStore, Page, Result};
+use spare::Spare;
 
 /// An object store in a directory. Clones share it.
 #[derive(Debug, Clone)]
@@ -122,15 +123,25 @@ impl Local {
         }
         // Reading into spare capacity: no byte is zeroed first or copied after.
         let length = usize::try_from(bytes).unwrap_or(usize::MAX);
-        let mut body = self.spare.take(length);
-        file.take(bytes).read_to_end(&mut body.buffer).map_err(failed)?;
-        if body.buffer.len() == length {
-            return Ok(body.into());
+        let mut read_into = |body: &mut Vec<u8>| {
+            file.by_ref().take(bytes).read_to_end(body).map_err(failed)?;
+            if body.len() == length {
+                return Ok(());
+            }
+            let end = offset + bytes;
+            let object_bytes = offset + u64::try_from(body.len()).unwrap_or(u64::MAX);
+            let (store, key) = (self.describe(), key.to_string());
+            Err(Error::Range { store, key, offset, end, object_bytes })
+        };
+        // Parts are decrypted in place, which a buffer that must be given back does not allow.
+        if range == GetRange::Whole {
+            let mut whole = self.spare.take(length);
+            read_into(&mut whole.buffer)?;
+            return Ok(whole.into());
         }
-        let end = offset + bytes;
-        let object_bytes = offset + u64::try_from(body.buffer.len()).unwrap_or(u64::MAX);
-        let (store, key) = (self.describe(), key.to_string());
-        Err(Error::Range { store, key, offset, end, object_bytes })
+        let mut body = Vec::with_capacity(length);
+        read_into(&mut body)?;
+        Ok(Bytes::from(body))
     }
 }
 

@@ -16,7 +16,6 @@ mod read;
 mod retry;
 mod settings;
 
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use aws_sdk_s3::config::RequestChecksumCalculation as Checksum;
@@ -35,7 +34,6 @@ use self::retry::{Retry, Task};
 pub use self::settings::{Patience, S3Settings};
 use crate::memory::check_size;
 use crate::object::BoxFuture;
-use crate::spare::Spare;
 use crate::{Created, Error, GetRange, Key, ObjectStore, Page, Result, Retained};
 
 /// The largest answer in bytes to a request that does not read an object. A page of a listing needs most: a thousand
@@ -51,7 +49,6 @@ pub struct S3 {
     client: Client,
     settings: S3Settings,
     pace: Pace,
-    spare: Arc<Spare>,
 }
 
 impl S3 {
@@ -65,7 +62,7 @@ impl S3 {
         let pace = Pace::new(settings.requests_per_second);
         let patience =
             Patience { attempts: FIRST_ATTEMPTS.min(settings.patience.attempts), ..settings.patience };
-        let store = Self { client, settings, pace, spare: Arc::default() };
+        let store = Self { client, settings, pace };
         store.first_name(patience).await?;
         Ok(store)
     }

@@ -5,19 +5,16 @@
 //!
 //! Invariant: bytes are returned only when exactly as many came as the range and the object's size call for.
 
-use std::sync::Arc;
-
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::operation::head_object::HeadObjectOutput;
 use aws_sdk_s3::primitives::ByteStream;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use super::connect::Bounded;
 use super::failure::{Attempt, Class, Failure};
 use super::{ANSWER_BYTES_MAX, S3, within};
 use crate::memory::{check_size, resolve};
 use crate::object::OBJECT_BYTES_MAX;
-use crate::spare::Spare;
 use crate::{GetRange, Key, Result};
 
 /// What an attempt to read came to, if it did not fail.
@@ -116,15 +113,14 @@ impl S3 {
 
     /// Reads a body of known length.
     async fn body(&self, body: ByteStream, length: u64) -> Attempt<Bytes> {
-        within(self.settings.patience.attempt(length), collect(body, length, &self.spare)).await?
+        within(self.settings.patience.attempt(length), collect(body, length)).await?
     }
 }
 
-async fn collect(mut body: ByteStream, length: u64, spare: &Arc<Spare>) -> Attempt<Bytes> {
+async fn collect(mut body: ByteStream, length: u64) -> Attempt<Bytes> {
     // The callers refused everything above the limit of an object.
     let expected = usize::try_from(length).unwrap_or(usize::MAX);
-    let mut collected = spare.take(expected);
-    let bytes = &mut collected.buffer;
+    let mut bytes = BytesMut::with_capacity(expected);
     while let Some(part) = body.next().await {
         let part = part.map_err(|error| {
             let told = format!("the body ended after {} of {length} bytes", bytes.len());
@@ -139,7 +135,7 @@ async fn collect(mut body: ByteStream, length: u64, spare: &Arc<Spare>) -> Attem
         let told = format!("the body ended after {} of {length} bytes", bytes.len());
         return Err(Failure::new(Class::Network, told));
     }
-    Ok(collected.into())
+    Ok(bytes.freeze())
 }
 
 /// The Range header of a range, if any, and the most bytes that it can give; `None` for a range that has no header.
@@ -212,9 +208,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_of_another_length_than_announced_is_a_failure() {
-        let (body, spare) = (|| ByteStream::from_static(b"12345"), Arc::default());
-        assert_eq!(collect(body(), 5, &spare).await.unwrap().as_ref(), b"12345");
-        assert!(collect(body(), 6, &spare).await.unwrap_err().to_string().contains("after 5 of 6 bytes"));
-        assert!(collect(body(), 4, &spare).await.unwrap_err().to_string().contains("more than the 4 bytes"));
+        let body = || ByteStream::from_static(b"12345");
+        assert_eq!(collect(body(), 5).await.unwrap().as_ref(), b"12345");
+        assert!(collect(body(), 6).await.unwrap_err().to_string().contains("after 5 of 6 bytes"));
+        assert!(collect(body(), 4).await.unwrap_err().to_string().contains("more than the 4 bytes"));
     }
 }
